@@ -1,0 +1,131 @@
+"""Ablation studies of transformers on TransformerLens.
+
+What does this part of the network do, and what happens without it? Verbs are functions, ablation methods are small
+frozen objects, sites are addressed like arrays. Every public name is loaded on its first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lens_ablation import plots as plots
+    from lens_ablation import zoo as zoo
+    from lens_ablation.ablation import ablate as ablate
+    from lens_ablation.ablation import hooks as hooks
+    from lens_ablation.citations import cite as cite
+    from lens_ablation.data import metrics as metrics
+    from lens_ablation.data import tasks as tasks
+    from lens_ablation.data.task import Task as Task
+    from lens_ablation.methods.constant import Constant as Constant
+    from lens_ablation.methods.counterfactual import Counterfactual as Counterfactual
+    from lens_ablation.methods.mean import Mean as Mean
+    from lens_ablation.methods.method import Method as Method
+    from lens_ablation.methods.noise import Noise as Noise
+    from lens_ablation.methods.peak import Peak as Peak
+    from lens_ablation.methods.resample import Resample as Resample
+    from lens_ablation.methods.zero import Zero as Zero
+    from lens_ablation.models.checks import SiteReport as SiteReport
+    from lens_ablation.models.checks import check_sites as check_sites
+    from lens_ablation.models.loading import load_model as load_model
+    from lens_ablation.sites import Site as Site
+    from lens_ablation.sites import SiteSet as SiteSet
+    from lens_ablation.sites import attention_neurons as attention_neurons
+    from lens_ablation.sites import attentions as attentions
+    from lens_ablation.sites import heads as heads
+    from lens_ablation.sites import mlps as mlps
+    from lens_ablation.sites import neurons as neurons
+    from lens_ablation.sites import patterns as patterns
+    from lens_ablation.statistics.activation_statistics import ActivationStatistics as ActivationStatistics
+    from lens_ablation.statistics.collect import collect_statistics as collect_statistics
+    from lens_ablation.studies.pruning import PruningCurve as PruningCurve
+    from lens_ablation.studies.pruning import pruning_curve as pruning_curve
+    from lens_ablation.studies.sweep import SweepResult as SweepResult
+    from lens_ablation.studies.sweep import sweep as sweep
+
+_WHERE = {
+    "ActivationStatistics": "lens_ablation.statistics.activation_statistics",
+    "Constant": "lens_ablation.methods.constant",
+    "Counterfactual": "lens_ablation.methods.counterfactual",
+    "Mean": "lens_ablation.methods.mean",
+    "Method": "lens_ablation.methods.method",
+    "Noise": "lens_ablation.methods.noise",
+    "Peak": "lens_ablation.methods.peak",
+    "PruningCurve": "lens_ablation.studies.pruning",
+    "Resample": "lens_ablation.methods.resample",
+    "Site": "lens_ablation.sites",
+    "SiteReport": "lens_ablation.models.checks",
+    "SiteSet": "lens_ablation.sites",
+    "SweepResult": "lens_ablation.studies.sweep",
+    "Task": "lens_ablation.data.task",
+    "Zero": "lens_ablation.methods.zero",
+    "ablate": "lens_ablation.ablation",
+    "attention_neurons": "lens_ablation.sites",
+    "attentions": "lens_ablation.sites",
+    "check_sites": "lens_ablation.models.checks",
+    "cite": "lens_ablation.citations",
+    "collect_statistics": "lens_ablation.statistics.collect",
+    "heads": "lens_ablation.sites",
+    "hooks": "lens_ablation.ablation",
+    "load_model": "lens_ablation.models.loading",
+    "mlps": "lens_ablation.sites",
+    "neurons": "lens_ablation.sites",
+    "patterns": "lens_ablation.sites",
+    "pruning_curve": "lens_ablation.studies.pruning",
+    "sweep": "lens_ablation.studies.sweep",
+}
+_MODULES = {
+    "tasks": "lens_ablation.data.tasks",
+    "metrics": "lens_ablation.data.metrics",
+    "plots": "lens_ablation.plots",
+    "zoo": "lens_ablation.zoo",
+}
+
+__all__ = [
+    "ActivationStatistics",
+    "Constant",
+    "Counterfactual",
+    "Mean",
+    "Method",
+    "Noise",
+    "Peak",
+    "PruningCurve",
+    "Resample",
+    "Site",
+    "SiteReport",
+    "SiteSet",
+    "SweepResult",
+    "Task",
+    "Zero",
+    "ablate",
+    "attention_neurons",
+    "attentions",
+    "check_sites",
+    "cite",
+    "collect_statistics",
+    "heads",
+    "hooks",
+    "load_model",
+    "metrics",
+    "mlps",
+    "neurons",
+    "patterns",
+    "plots",
+    "pruning_curve",
+    "sweep",
+    "tasks",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(
+        f"module 'lens_ablation' has no attribute {name!r}; dir(lens_ablation) lists its names"
+    )
+
+
+def __dir__() -> list[str]:
+    return __all__

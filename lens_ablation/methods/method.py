@@ -1,0 +1,95 @@
+"""The contract between an ablation method and the hooks that carry it out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_ablation.models.protocol import LensModel
+from lens_ablation.sites import HookPoint
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Request:
+    """What a hook knows when it asks for a replacement.
+
+    Attributes:
+        point: The hook.
+        shape: Shape of the activation: ``[row, pos, head, d_head]`` at ``hook_z``, ``[row, pos, width]`` at
+            ``hook_post`` and layer outputs, ``[row, head, query, key]`` for a pattern.
+        examples: Index of the example in each row; ``None`` where row ``i`` is example ``i``.
+        positions: Position of each token from its row's first real one, ``[row or 1, pos]``.
+        activation: The activation itself; ``None`` for patterns, which some models compute later.
+    """
+
+    point: HookPoint
+    shape: torch.Size
+    examples: Int[Tensor, " row"] | None
+    positions: Int[Tensor, "#row pos"]
+    activation: Float[Tensor, "row ..."] | None
+
+
+Replacement = Callable[[Request], Tensor]
+"""Gives what stands in the place of the activation, broadcastable to ``request.shape``."""
+
+
+class Method(ABC):
+    """What stands in the place of an ablated activation. Subclasses are frozen dataclasses, one file each.
+
+    Attributes:
+        positional: Whether the replacement depends on the token's position, which one-token steps of generation
+            with a key-value cache do not show.
+        bibtex: Reference of the method, or of where its use is described.
+    """
+
+    positional: ClassVar[bool] = False
+    bibtex: ClassVar[str] = ""
+
+    @property
+    def name(self) -> str:
+        """What figures and tables call the method."""
+        return type(self).__name__
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, object]:
+        """Everything that determines the replacement, as plain JSON values."""
+
+    @abstractmethod
+    def prepare(
+        self,
+        model: LensModel,
+        points: Sequence[HookPoint],
+        examples: Int[Tensor, " example"] | None = None,
+    ) -> Replacement:
+        """Check that the method serves these hooks of this model, and gather what it needs.
+
+        Args:
+            model: The model to be ablated; methods that need other activations of it run it here.
+            points: The hooks that will ask.
+            examples: The only examples that will be asked for; ``None`` for all.
+
+        Raises:
+            ValueError: the method cannot serve this model, these hooks or these examples.
+        """
+
+
+def at_positions(
+    stored: Float[Tensor, "one length ..."], request: Request, *, what: str
+) -> Float[Tensor, "row pos ..."]:
+    """Rows of a per-position table at the positions that ``request`` asks for.
+
+    Raises:
+        ValueError: the text is longer than the table; ``what`` names the table.
+    """
+    longest = int(request.positions.max()) + 1
+    if longest > stored.shape[1]:
+        raise ValueError(
+            f"{what} covers {stored.shape[1]} positions and this text has {longest}. Measure on texts at least as "
+            "long, or use values pooled over positions."
+        )
+    return stored[0][request.positions.to(stored.device)]

@@ -1,0 +1,117 @@
+"""Pruning curves: the metric as growing parts of a site set are removed."""
+
+import numpy as np
+import plotly.graph_objects as go
+
+from lens_ablation.plots.grid import site_noun
+from lens_ablation.plots.style import (
+    DASHES,
+    FONT_SIZE,
+    MUTED,
+    PALETTE,
+    SYMBOLS,
+    add_note,
+    new_figure,
+    plain,
+    setting_words,
+)
+from lens_ablation.studies.intervals import weighted_mean
+from lens_ablation.studies.pruning import PruningCurve
+
+HEIGHT = 480
+BAND_OPACITY = 0.15
+
+
+def pruning_figure(curve: PruningCurve) -> go.Figure:
+    """The metric against the share of sites removed: a line for each method, a band from the lowest to the highest seed.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-lm")
+        >>> task = la.tasks.ioi(model, n=8)
+        >>> curve = la.pruning_curve(model, task, la.heads(model), la.Zero(), seeds=(0, 1), progress=False)
+        >>> figure = la.plots.pruning_figure(curve)
+    """
+    metric, unit = plain(curve.settings["metric"]), plain(curve.settings["unit"])
+    figure = new_figure(
+        f"{metric.capitalize()} while {_what(curve)} are removed",
+        setting_words(curve.settings, curve.values.shape[-1]),
+        height=HEIGHT,
+    )
+    mean = curve.mean.numpy()
+    for i, method in enumerate(curve.methods):
+        if len(curve.seeds) > 1:
+            figure.add_trace(_band(curve, mean[i], i))
+        figure.add_trace(_line(curve, mean[i], method, i))
+    baseline = float(weighted_mean(curve.baseline, curve.weights))
+    figure.add_hline(
+        y=baseline,
+        line={"color": MUTED, "dash": "dash", "width": 1.5},
+        annotation={"text": "untouched model", "font": {"color": MUTED, "size": 12}},
+        annotation_position="top right",
+    )
+    figure.update_xaxes(title_text="sites removed (%)", range=[-2, 102], dtick=10)
+    figure.update_yaxes(title_text=metric if unit == metric else f"{metric} ({unit})", zeroline=False)
+    figure.update_layout(legend={"title": {"text": "ablation", "font": {"size": FONT_SIZE}}})
+    add_note(figure, _note(curve))
+    return figure
+
+
+def _what(curve: PruningCurve) -> str:
+    kind = str(curve.settings.get("kind", ""))
+    return f"{site_noun(kind)}s" if kind else "sites"
+
+
+def _removed_percent(curve: PruningCurve) -> np.ndarray:
+    return 100 * np.asarray(curve.n_removed) / curve.n_sites
+
+
+def _line(curve: PruningCurve, mean: np.ndarray, method: str, i: int) -> go.Scatter:
+    metric, unit = plain(curve.settings["metric"]), plain(curve.settings["unit"])
+    middle = mean.mean(axis=0)
+    details = np.stack(
+        [np.asarray(curve.n_removed), mean.min(axis=0), mean.max(axis=0), 100 * np.asarray(curve.fractions)], axis=-1
+    )
+    spread = "<br>seeds %{customdata[1]:.4g} to %{customdata[2]:.4g}" if len(curve.seeds) > 1 else ""
+    return go.Scatter(
+        x=_removed_percent(curve),
+        y=middle,
+        mode="lines+markers",
+        name=plain(method),
+        legendgroup=str(i),
+        line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
+        marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
+        customdata=details,
+        hovertemplate=(
+            f"<b>{plain(method)}</b><br>%{{customdata[0]}} of {curve.n_sites} sites removed "
+            f"(%{{x:.1f}} %, asked %{{customdata[3]:.3g}} %)<br>"
+            f"{metric} <b>%{{y:.4g}}</b>{'' if unit == metric else ' ' + unit}{spread}<extra></extra>"
+        ),
+    )
+
+
+def _band(curve: PruningCurve, mean: np.ndarray, i: int) -> go.Scatter:
+    x = _removed_percent(curve)
+    red, green, blue = (int(PALETTE[i % len(PALETTE)][at : at + 2], 16) for at in (1, 3, 5))
+    return go.Scatter(
+        x=np.concatenate([x, x[::-1]]),
+        y=np.concatenate([mean.max(axis=0), mean.min(axis=0)[::-1]]),
+        fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},{BAND_OPACITY})",
+        line={"width": 0},
+        mode="lines",
+        legendgroup=str(i),
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _note(curve: PruningCurve) -> str:
+    seeds = ", ".join(map(str, curve.seeds))
+    order = str(curve.settings.get("order", "")).replace("_", " ")
+    if len(curve.seeds) == 1:
+        return f"order: {plain(order)}, seed {seeds}, the same for every method"
+    return (
+        f"line: mean of {len(curve.seeds)} seeds ({seeds}) · band: lowest to highest seed · order: {plain(order)}, "
+        "the same for every method"
+    )

@@ -1,0 +1,125 @@
+"""What all figures share: template, colours, sizes and the words of their titles."""
+
+import html
+from collections.abc import Mapping
+
+import numpy as np
+import plotly.graph_objects as go
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#000000")
+"""Okabe and Ito's colours, which stay apart under the common kinds of colour blindness."""
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
+
+TEXT, MUTED, GRID_LINE = "#1f2430", "#5b6472", "#e4e7ec"
+NOT_MEASURED = "#c3c7ce"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+FONT_SIZE, TITLE_SIZE, SUBTITLE_SIZE, NOTE_SIZE, CELL_TEXT_SIZE = 13, 17, 13, 12, 11
+
+TITLE_HEIGHT, BOTTOM_MARGIN, LEFT_MARGIN, RIGHT_MARGIN = 92, 76, 64, 24
+NOTE_SHIFT = -52
+COLOUR_BAR_MARGIN = 110
+
+_AXIS = {
+    "gridcolor": GRID_LINE,
+    "linecolor": MUTED,
+    "ticks": "outside",
+    "tickcolor": MUTED,
+    "ticklen": 4,
+    "zerolinecolor": MUTED,
+    "zerolinewidth": 1,
+    "automargin": True,
+    "title": {"standoff": 8},
+}
+
+TEMPLATE = go.layout.Template(
+    layout=go.Layout(
+        font={"family": FONT, "size": FONT_SIZE, "color": TEXT},
+        title={
+            "font": {"size": TITLE_SIZE},
+            "subtitle": {"font": {"size": SUBTITLE_SIZE, "color": MUTED}},
+            "x": 0,
+            "xanchor": "left",
+            "xref": "paper",
+            "y": 1,
+            "yanchor": "top",
+            "yref": "container",
+            "pad": {"t": 16},
+        },
+        colorway=PALETTE,
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        margin={"t": TITLE_HEIGHT, "b": BOTTOM_MARGIN, "l": LEFT_MARGIN, "r": RIGHT_MARGIN},
+        modebar={"remove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]},
+        hoverlabel={"bgcolor": "white", "font": {"size": FONT_SIZE, "color": TEXT}, "align": "left"},
+        xaxis=_AXIS,
+        yaxis=_AXIS,
+    )
+)
+"""Given to each figure itself; plotly's own default template is neither read nor changed."""
+
+
+def new_figure(title: str, subtitle: str, *, height: int) -> go.Figure:
+    """An empty figure in the house style."""
+    figure = go.Figure()
+    dress(figure, title, subtitle, height=height)
+    return figure
+
+
+def dress(figure: go.Figure, title: str, subtitle: str, *, height: int) -> None:
+    """Give a figure the house style, its title and its height in pixels."""
+    figure.update_layout(
+        template=TEMPLATE, title={"text": title, "subtitle": {"text": subtitle}}, height=height
+    )
+
+
+def add_note(figure: go.Figure, text: str) -> None:
+    """A muted line under the axis titles that says how to read the figure."""
+    figure.add_annotation(
+        text=text,
+        x=0,
+        y=0,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="top",
+        yshift=NOTE_SHIFT,
+        showarrow=False,
+        font={"size": NOTE_SIZE, "color": MUTED},
+    )
+
+
+def plain(text: object) -> str:
+    """Text of foreign origin as a label in which plotly sees no markup; underscores become spaces."""
+    return html.escape(str(text).replace("_", " "), quote=False)
+
+
+def literal(text: object) -> str:
+    """A name as it is spelt, as a label in which plotly sees no markup."""
+    return html.escape(str(text), quote=False)
+
+
+def number(value: float) -> str:
+    """A number for a label, three significant digits, with a true minus sign."""
+    size = abs(value)
+    shown = f"{value:.0f}" if size >= 100 else f"{value:.3g}"
+    return "0" if float(shown) == 0 else shown.replace("-", "−")
+
+
+def same_decimals(value: float, limit: float) -> str:
+    """A number for a cell, with as many decimals as show three digits of ``limit``."""
+    decimals = max(0, 2 - int(np.floor(np.log10(limit))))
+    shown = f"{value:.{decimals}f}"
+    return (shown.lstrip("-") if float(shown) == 0 else shown).replace("-", "−")
+
+
+def setting_words(settings: Mapping[str, object], n_examples: int) -> str:
+    """Where numbers come from, for a subtitle: model, task, examples, and what is not as usual."""
+    words = [literal(settings["model"]), f"{plain(settings['task'])}, {n_examples} examples"]
+    if settings.get("positions", "all") != "all":
+        positions = settings["positions"]
+        words.append(f"positions: {plain(positions) if isinstance(positions, str) else 'chosen by index'}")
+    if settings.get("weight_processing", "raw") != "raw":
+        words.append(f"weights: {plain(settings['weight_processing'])}")
+    return " · ".join(words)

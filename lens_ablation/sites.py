@@ -1,0 +1,343 @@
+"""What can be ablated: sites, and ordered sets of them addressed like arrays."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+
+from lens_ablation.errors import DamagedFile, UnknownSite
+from lens_ablation.models.anatomy import ACTIVATIONS, Anatomy, anatomy
+from lens_ablation.models.protocol import LensModel
+
+Kind = Literal["head", "z", "neuron", "pattern", "attention", "mlp"]
+
+_AXES: dict[str, tuple[str, ...]] = {
+    "head": ("layer", "head"),
+    "z": ("layer", "head", "unit"),
+    "neuron": ("layer", "unit"),
+    "pattern": ("layer", "head"),
+    "attention": ("layer",),
+    "mlp": ("layer",),
+}
+_ACTIVATION = {
+    "head": "z",
+    "z": "z",
+    "neuron": "post",
+    "pattern": "pattern",
+    "attention": "attn_out",
+    "mlp": "mlp_out",
+}
+_PRINTED: dict[str, Callable[..., str]] = {
+    "head": "L{}H{}".format,
+    "z": "L{}H{}.z{}".format,
+    "neuron": "L{}N{}".format,
+    "pattern": "L{}H{}.pattern".format,
+    "attention": "L{}.attn".format,
+    "mlp": "L{}.mlp".format,
+}
+
+
+@dataclass(frozen=True, order=True)
+class HookPoint:
+    """One TransformerLens hook of one layer: ``activation`` is a key of ``ACTIVATIONS`` such as ``z``."""
+
+    activation: str
+    layer: int
+
+    @property
+    def name(self) -> str:
+        """The TransformerLens name, ``blocks.2.attn.hook_z``."""
+        return ACTIVATIONS[self.activation].format(self.layer)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Site:
+    """One thing that can be ablated, printed ``L2H1``, ``L2H1.z5``, ``L3N17``, ``L3.mlp``, ``L2H1.pattern``."""
+
+    kind: Kind
+    layer: int
+    head: int | None = None
+    unit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _AXES:
+            raise UnknownSite(f"unknown kind of site {self.kind!r}; kinds are {', '.join(_AXES)}")
+        for axis in ("layer", "head", "unit"):
+            given, wanted = getattr(self, axis), axis in _AXES[self.kind]
+            if (given is not None) != wanted:
+                raise UnknownSite(
+                    f"a {self.kind} site {'needs' if wanted else 'has no'} {axis} (got {given!r}); "
+                    f"its address is {', '.join(_AXES[self.kind])}"
+                )
+
+    @property
+    def address(self) -> tuple[int, ...]:
+        """``(layer, head)``, ``(layer, head, unit)``, ``(layer, unit)`` or ``(layer,)``, by kind."""
+        return tuple(getattr(self, axis) for axis in _AXES[self.kind])
+
+    @property
+    def hook_point(self) -> HookPoint:
+        """The hook whose activation holds this site."""
+        return HookPoint(_ACTIVATION[self.kind], self.layer)
+
+    @property
+    def hook_name(self) -> str:
+        """The TransformerLens name of that hook."""
+        return self.hook_point.name
+
+    def __or__(self, other: "Site | SiteSet") -> "SiteSet":
+        return as_site_set(self) | other
+
+    def __str__(self) -> str:
+        return _PRINTED[self.kind](*self.address)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SiteSet:
+    """An ordered set of sites of one kind, addressed by layer, head and unit like an array.
+
+    ``heads[2, 1]`` is the site L2H1, ``heads[2]`` and ``heads[1:3, :4]`` are the parts of the set that lie there,
+    ``heads[-1]`` counts from the model's last layer. Sets support ``|``, ``-``, ``&``, ``len``, iteration, ``in``
+    and ``sample``.
+
+    Attributes:
+        kind: Granularity of the sites.
+        addresses: Integers ``[n_sites, axis]``; the axes are layer, then head, then unit, as the kind has them.
+        shape: Size of the model along each axis.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> heads = la.heads(la.load_model("tiny-lm"))
+        >>> heads[2, 1], len(heads[2])
+        (L2H1, 8)
+    """
+
+    kind: Kind
+    addresses: np.ndarray
+    shape: tuple[int, ...]
+
+    @classmethod
+    def from_stored(cls, kind: object, addresses: np.ndarray, shape: object) -> "SiteSet":
+        """A set read from a file.
+
+        Raises:
+            DamagedFile: the parts do not make a set of sites.
+        """
+        axes = _AXES.get(str(kind), ())
+        if not isinstance(shape, Sequence) or len(shape) != len(axes) or addresses.shape[1:] != (len(axes),):
+            raise DamagedFile(
+                f"a stored set of {kind!r} sites has shape {shape} and addresses {addresses.shape}"
+            )
+        if (addresses < 0).any() or (addresses >= np.asarray(shape, dtype=np.int64)).any():
+            raise DamagedFile(f"a stored set of {kind!r} sites names sites outside its own shape {shape}")
+        return cls(cast(Kind, kind), addresses, tuple(int(size) for size in shape))
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the address axes: ``layer``, ``head``, ``unit``."""
+        return _AXES[self.kind]
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers that occur, ascending."""
+        return [int(layer) for layer in np.unique(self.addresses[:, 0])]
+
+    @property
+    def hook_points(self) -> list["HookPoint"]:
+        """The hooks that hold these sites, by layer."""
+        return [HookPoint(_ACTIVATION[self.kind], layer) for layer in self.layers]
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def __iter__(self) -> Iterator[Site]:
+        return (self._site(row) for row in self.addresses)
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(site, Site) and site.kind == self.kind and bool(self._where(site.address).any())
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, SiteSet)
+            and self.kind == other.kind
+            and np.array_equal(self.addresses, other.addresses)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.addresses.tobytes()))
+
+    def __getitem__(self, key: "int | slice | tuple[int | slice, ...]") -> "Site | SiteSet":
+        keys = key if isinstance(key, tuple) else (key,)
+        if len(keys) > len(self.axes):
+            raise UnknownSite(
+                f"{self.kind} sites are addressed [{', '.join(self.axes)}], got {len(keys)} indices"
+            )
+        chosen = np.ones(len(self), dtype=bool)
+        for axis, wanted in enumerate(keys):
+            chosen &= self._on_axis(axis, wanted)
+        if len(keys) == len(self.axes) and not any(isinstance(k, slice) for k in keys):
+            if not chosen.any():
+                raise UnknownSite(f"this set of {len(self)} {self.kind} sites does not hold {list(keys)}")
+            return self._site(self.addresses[chosen][0])
+        return self._part(chosen)
+
+    def __or__(self, other: "Site | SiteSet") -> "SiteSet":
+        other = self._same_kind(other)
+        added = np.concatenate([self.addresses, other.addresses[~other._in(self)]])
+        shape = tuple(max(a, b) for a, b in zip(self.shape, other.shape, strict=True))
+        return SiteSet(self.kind, added, shape)
+
+    def __sub__(self, other: "Site | SiteSet") -> "SiteSet":
+        return self._part(~self._in(self._same_kind(other)))
+
+    def __and__(self, other: "Site | SiteSet") -> "SiteSet":
+        return self._part(self._in(self._same_kind(other)))
+
+    def take(self, order: Sequence[int] | np.ndarray) -> "SiteSet":
+        """The sites at these places of the set, in this order.
+
+        Raises:
+            UnknownSite: a place lies outside the set.
+        """
+        places = np.asarray(order, dtype=np.int64)
+        if places.size and (places.min() < 0 or places.max() >= len(self)):
+            raise UnknownSite(f"places must lie in 0..{len(self) - 1}, got {places.min()}..{places.max()}")
+        return SiteSet(self.kind, self.addresses[places], self.shape)
+
+    def sample(self, fraction: float, seed: int) -> "SiteSet":
+        """A random part of ``int(fraction * len)`` sites, in the set's order; the same for the same seed.
+
+        Raises:
+            ValueError: ``fraction`` lies outside 0..1.
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction must lie in 0..1, got {fraction}")
+        n = int(fraction * len(self))
+        return self.take(np.sort(np.random.default_rng(seed).choice(len(self), size=n, replace=False)))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(str(site) for site in self.take(range(min(3, len(self)))))
+        return f"SiteSet({len(self)} {self.kind} sites{': ' + shown if shown else ''}{', ...' if len(self) > 3 else ''})"
+
+    def _site(self, address: np.ndarray) -> Site:
+        return Site(self.kind, **{axis: int(i) for axis, i in zip(self.axes, address, strict=True)})
+
+    def _part(self, chosen: np.ndarray) -> "SiteSet":
+        return SiteSet(self.kind, self.addresses[chosen], self.shape)
+
+    def _where(self, address: tuple[int, ...]) -> np.ndarray:
+        return (self.addresses == np.asarray(address)).all(axis=1)
+
+    def _in(self, other: "SiteSet") -> np.ndarray:
+        shape = tuple(max(a, b) for a, b in zip(self.shape, other.shape, strict=True))
+        flat = [np.ravel_multi_index(tuple(s.addresses.T), shape) for s in (self, other)]
+        return np.isin(*flat)
+
+    def _on_axis(self, axis: int, wanted: int | slice) -> np.ndarray:
+        size, along = self.shape[axis], self.addresses[:, axis]
+        if isinstance(wanted, slice):
+            return np.isin(along, np.arange(size)[wanted])
+        if not -size <= wanted < size:
+            raise UnknownSite(
+                f"{self.axes[axis]} {wanted} does not exist: this model has {size}, numbered 0..{size - 1}"
+            )
+        return along == wanted % size
+
+    def _same_kind(self, other: "Site | SiteSet") -> "SiteSet":
+        other = as_site_set(other)
+        if other.kind != self.kind:
+            raise ValueError(
+                f"a set holds sites of one kind; these are {self.kind} and {other.kind}. Ablate both by nesting "
+                "two ablate(...) contexts, or by adding two lists of hooks(...)."
+            )
+        return other
+
+
+def as_site_set(sites: "Site | SiteSet | Iterable[Site]") -> SiteSet:
+    """``sites`` as a ``SiteSet``, whatever they came as.
+
+    Raises:
+        UnknownSite: they are empty.
+        ValueError: they are not sites, or of several kinds.
+    """
+    if isinstance(sites, SiteSet):
+        return sites
+    listed = [sites] if isinstance(sites, Site) else list(sites)
+    if not listed:
+        raise UnknownSite("no sites were given; choose some, for example lens_ablation.heads(model)[0, 1]")
+    if not all(isinstance(site, Site) for site in listed):
+        raise ValueError(
+            f"expected sites, got {type(listed[0]).__name__}; use a selector such as heads(model)[0, 1]"
+        )
+    kinds = {site.kind for site in listed}
+    if len(kinds) > 1:
+        raise ValueError(f"a set holds sites of one kind, got {', '.join(sorted(kinds))}")
+    addresses = np.asarray(list(dict.fromkeys(site.address for site in listed)), dtype=np.int64)
+    return SiteSet(listed[0].kind, addresses, tuple(int(size) + 1 for size in addresses.max(axis=0)))
+
+
+def check_sites_exist(sites: SiteSet, model: LensModel) -> SiteSet:
+    """The same sites with the model's own shape, once all of them are known to exist.
+
+    Raises:
+        UnknownSite: the set is empty, or a site lies outside the model.
+    """
+    if len(sites) == 0:
+        raise UnknownSite("the set of sites is empty; choose some, for example lens_ablation.heads(model)[0]")
+    shape = _grid(sites.kind, anatomy(model))
+    outside = (sites.addresses >= np.asarray(shape)).any(axis=1) | (sites.addresses < 0).any(axis=1)
+    if outside.any():
+        first = sites.take(np.flatnonzero(outside)[:1])
+        sizes = ", ".join(f"{n} {axis}s" for n, axis in zip(shape, sites.axes, strict=True))
+        raise UnknownSite(
+            f"{first.addresses[0].tolist()} is no {sites.kind} of this model, which has {sizes}"
+        )
+    return SiteSet(sites.kind, sites.addresses, shape)
+
+
+def _grid(kind: str, sizes: Anatomy) -> tuple[int, ...]:
+    units = {"z": sizes.d_head, "neuron": sizes.d_mlp}
+    lengths = {"layer": sizes.n_layers, "head": sizes.n_heads, "unit": units.get(kind, 0)}
+    return tuple(lengths[axis] for axis in _AXES[kind])
+
+
+def _all(model: LensModel, kind: Kind) -> SiteSet:
+    shape = _grid(kind, anatomy(model))
+    return SiteSet(kind, np.indices(shape).reshape(len(shape), -1).T.copy(), shape)
+
+
+def heads(model: LensModel) -> SiteSet:
+    """Every attention head, ``[layer, head]``, at ``hook_z``."""
+    return _all(model, "head")
+
+
+def attention_neurons(model: LensModel) -> SiteSet:
+    """Every coordinate of ``hook_z``, ``[layer, head, unit]``: the inputs of the attention output projection."""
+    return _all(model, "z")
+
+
+def neurons(model: LensModel) -> SiteSet:
+    """Every MLP neuron, ``[layer, unit]``, at ``hook_post``."""
+    return _all(model, "neuron")
+
+
+def patterns(model: LensModel) -> SiteSet:
+    """Every head's attention pattern, ``[layer, head]``, replaced at ``hook_z`` as ``pattern @ v``."""
+    return _all(model, "pattern")
+
+
+def attentions(model: LensModel) -> SiteSet:
+    """Every attention layer's output, ``[layer]``, at ``hook_attn_out``."""
+    return _all(model, "attention")
+
+
+def mlps(model: LensModel) -> SiteSet:
+    """Every MLP's output, ``[layer]``, at ``hook_mlp_out``."""
+    return _all(model, "mlp")
