@@ -122,9 +122,7 @@ def __getattr__(name: str) -> object:
         return importlib.import_module(_MODULES[name])
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
-    raise AttributeError(
-        f"module 'lens_ablation' has no attribute {name!r}; dir(lens_ablation) lists its names"
-    )
+    raise AttributeError(f"module 'lens_ablation' has no attribute {name!r}; dir(lens_ablation) lists its names")
 
 
 def __dir__() -> list[str]:

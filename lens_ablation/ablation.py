@@ -17,7 +17,7 @@ from lens_ablation.errors import BadActivation, HookDidNotFire
 from lens_ablation.methods.method import Method, Replacement, Request
 from lens_ablation.models.anatomy import Anatomy, anatomy
 from lens_ablation.models.capture import token_positions
-from lens_ablation.models.checks import require_pattern_at_z
+from lens_ablation.models.checks import require_meaning
 from lens_ablation.models.protocol import FwdHook, LensModel, require_evaluation_mode
 from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sites_exist
 
@@ -333,16 +333,13 @@ def _checked(
     anatomy(model)
     require_evaluation_mode(model)
     chosen = check_sites_exist(as_site_set(sites), model)
-    if chosen.kind == "pattern":
-        require_pattern_at_z(model)
+    require_meaning(model, chosen.kind)
     if task is not None:
         if attention_mask is not None:
             raise ValueError("give attention_mask or task, not both; a task has its own mask")
         return chosen, rows_of_task(task, positions)
     if isinstance(positions, str) and positions == "answer":
-        raise ValueError(
-            "positions='answer' needs to know the task: hooks(..., positions='answer', task=task)"
-        )
+        raise ValueError("positions='answer' needs to know the task: hooks(..., positions='answer', task=task)")
     mask = None if attention_mask is None else attention_mask.bool()
     return chosen, Rows(attention_mask=mask, where=_named(positions))
 

@@ -21,9 +21,7 @@ def cite(*strategies: Method | type[Method]) -> str:
     """
     entries = [PACKAGE]
     for strategy in strategies:
-        if not (
-            isinstance(strategy, Method) or (isinstance(strategy, type) and issubclass(strategy, Method))
-        ):
+        if not (isinstance(strategy, Method) or (isinstance(strategy, type) and issubclass(strategy, Method))):
             raise ValueError(f"cite takes ablation methods such as Peak or Peak(stats), got {strategy!r}")
         if strategy.bibtex:
             entries.append(strategy.bibtex)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from jaxtyping import Shaped
 from safetensors import SafetensorError
 from torch import Tensor
@@ -67,7 +68,7 @@ def write_folder(
         0
     """
     target = Path(path).expanduser().absolute()
-    data = safetensors.torch.save({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})
+    data = safetensors.torch.save({name: _packed(tensor) for name, tensor in tensors.items()})
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -93,6 +94,11 @@ def write_folder(
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return target
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that shares memory with nothing."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _publish(new: Path, target: Path) -> None:

@@ -10,9 +10,7 @@ Progress = bool | Callable[[int, int], None]
 
 
 @contextmanager
-def progress_bar(
-    progress: Progress, total: int, label: str, unit: str = "it"
-) -> Iterator[Callable[[int], None]]:
+def progress_bar(progress: Progress, total: int, label: str, unit: str = "it") -> Iterator[Callable[[int], None]]:
     """A function that is told how much was done since it was last called."""
     if callable(progress):
         done = 0
@@ -25,4 +23,8 @@ def progress_bar(
         yield tell
         return
     with tqdm(total=total, desc=label, unit=unit, leave=False, disable=None if progress else True) as bar:
-        yield lambda n: bar.update(n) and None
+
+        def advance(n: int) -> None:
+            bar.update(n)
+
+        yield advance

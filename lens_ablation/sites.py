@@ -132,9 +132,7 @@ class SiteSet:
         """
         axes = _AXES.get(str(kind), ())
         if not isinstance(shape, Sequence) or len(shape) != len(axes) or addresses.shape[1:] != (len(axes),):
-            raise DamagedFile(
-                f"a stored set of {kind!r} sites has shape {shape} and addresses {addresses.shape}"
-            )
+            raise DamagedFile(f"a stored set of {kind!r} sites has shape {shape} and addresses {addresses.shape}")
         if (addresses < 0).any() or (addresses >= np.asarray(shape, dtype=np.int64)).any():
             raise DamagedFile(f"a stored set of {kind!r} sites names sites outside its own shape {shape}")
         return cls(cast(Kind, kind), addresses, tuple(int(size) for size in shape))
@@ -165,9 +163,7 @@ class SiteSet:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, SiteSet)
-            and self.kind == other.kind
-            and np.array_equal(self.addresses, other.addresses)
+            isinstance(other, SiteSet) and self.kind == other.kind and np.array_equal(self.addresses, other.addresses)
         )
 
     def __hash__(self) -> int:
@@ -176,9 +172,7 @@ class SiteSet:
     def __getitem__(self, key: "int | slice | tuple[int | slice, ...]") -> "Site | SiteSet":
         keys = key if isinstance(key, tuple) else (key,)
         if len(keys) > len(self.axes):
-            raise UnknownSite(
-                f"{self.kind} sites are addressed [{', '.join(self.axes)}], got {len(keys)} indices"
-            )
+            raise UnknownSite(f"{self.kind} sites are addressed [{', '.join(self.axes)}], got {len(keys)} indices")
         chosen = np.ones(len(self), dtype=bool)
         for axis, wanted in enumerate(keys):
             chosen &= self._on_axis(axis, wanted)
@@ -224,7 +218,7 @@ class SiteSet:
 
     def __repr__(self) -> str:
         shown = ", ".join(str(site) for site in self.take(range(min(3, len(self)))))
-        return f"SiteSet({len(self)} {self.kind} sites{': ' + shown if shown else ''}{', ...' if len(self) > 3 else ''})"
+        return f"SiteSet({len(self)} {self.kind} sites: {shown}{', ...' if len(self) > 3 else ''})"
 
     def _site(self, address: np.ndarray) -> Site:
         return Site(self.kind, **{axis: int(i) for axis, i in zip(self.axes, address, strict=True)})
@@ -237,8 +231,8 @@ class SiteSet:
 
     def _in(self, other: "SiteSet") -> np.ndarray:
         shape = tuple(max(a, b) for a, b in zip(self.shape, other.shape, strict=True))
-        flat = [np.ravel_multi_index(tuple(s.addresses.T), shape) for s in (self, other)]
-        return np.isin(*flat)
+        own, others = (np.ravel_multi_index(tuple(s.addresses.T), shape) for s in (self, other))
+        return np.isin(own, others)
 
     def _on_axis(self, axis: int, wanted: int | slice) -> np.ndarray:
         size, along = self.shape[axis], self.addresses[:, axis]
@@ -273,9 +267,7 @@ def as_site_set(sites: "Site | SiteSet | Iterable[Site]") -> SiteSet:
     if not listed:
         raise UnknownSite("no sites were given; choose some, for example lens_ablation.heads(model)[0, 1]")
     if not all(isinstance(site, Site) for site in listed):
-        raise ValueError(
-            f"expected sites, got {type(listed[0]).__name__}; use a selector such as heads(model)[0, 1]"
-        )
+        raise ValueError(f"expected sites, got {type(listed[0]).__name__}; use a selector such as heads(model)[0, 1]")
     kinds = {site.kind for site in listed}
     if len(kinds) > 1:
         raise ValueError(f"a set holds sites of one kind, got {', '.join(sorted(kinds))}")
@@ -296,9 +288,7 @@ def check_sites_exist(sites: SiteSet, model: LensModel) -> SiteSet:
     if outside.any():
         first = sites.take(np.flatnonzero(outside)[:1])
         sizes = ", ".join(f"{n} {axis}s" for n, axis in zip(shape, sites.axes, strict=True))
-        raise UnknownSite(
-            f"{first.addresses[0].tolist()} is no {sites.kind} of this model, which has {sizes}"
-        )
+        raise UnknownSite(f"{first.addresses[0].tolist()} is no {sites.kind} of this model, which has {sizes}")
     return SiteSet(sites.kind, sites.addresses, shape)
 
 

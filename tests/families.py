@@ -56,11 +56,7 @@ class Family:
             "bert": "bert.encoder.layer",
         }
         if self.name == "vit":
-            return next(
-                m
-                for n, m in plain.named_modules()
-                if n.endswith(f"layer.{layer}") or n.endswith(f"layers.{layer}")
-            )
+            return next(m for n, m in plain.named_modules() if n.endswith((f"layer.{layer}", f"layers.{layer}")))
         return plain.get_submodule(f"{paths[self.name]}.{layer}")
 
     def output_projection(self, plain: torch.nn.Module, layer: int) -> torch.nn.Module:
@@ -127,9 +123,7 @@ def plain_model(name: str, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def build(
-    name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, attention: str = "eager"
-) -> Family:
+def build(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, attention: str = "eager") -> Family:
     """A random model of a family, wrapped for TransformerLens."""
     plain = plain_model(name, seed).to(dtype)
     wrapped = copy.deepcopy(plain)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.families import D_HEAD, FAMILIES, N_HEADS, TOKEN_FAMILIES, Family, build
 from torch import Tensor
 
 import lens_ablation as la
-from lens_ablation.errors import BadActivation, HookDidNotFire
-from lens_ablation.models.protocol import require_lens_model
 from lens_ablation.ablation import Firings
+from lens_ablation.errors import BadActivation, HookDidNotFire, UnsupportedModel
+from lens_ablation.models.protocol import require_lens_model
+from tests.families import D_HEAD, FAMILIES, N_HEADS, TOKEN_FAMILIES, Family, build
 
 pytestmark = pytest.mark.model
 EXACT = {"atol": 1e-10, "rtol": 0}
@@ -39,9 +39,7 @@ def test_zero_head_equals_zeroed_output_rows(family: Family):
     cut = family.surgery()
     family.weight_rows(family.output_projection(cut, LAYER))[head_rows(HEAD)] = 0
     expected = family.plain_logits(family.inputs(), cut)
-    torch.testing.assert_close(
-        ablated(family, la.heads(family.model)[LAYER, HEAD], la.Zero()), expected, **EXACT
-    )
+    torch.testing.assert_close(ablated(family, la.heads(family.model)[LAYER, HEAD], la.Zero()), expected, **EXACT)
     assert (expected - family.plain_logits(family.inputs())).abs().max() > 1e-4
 
 
@@ -49,27 +47,21 @@ def test_zero_attention_neuron_equals_one_zeroed_output_row(family: Family):
     cut = family.surgery()
     family.weight_rows(family.output_projection(cut, LAYER))[HEAD * D_HEAD + UNIT] = 0
     site = la.attention_neurons(family.model)[LAYER, HEAD, UNIT]
-    torch.testing.assert_close(
-        ablated(family, site, la.Zero()), family.plain_logits(family.inputs(), cut), **EXACT
-    )
+    torch.testing.assert_close(ablated(family, site, la.Zero()), family.plain_logits(family.inputs(), cut), **EXACT)
 
 
 def test_zero_neuron_equals_zeroed_down_projection_row(family: Family):
     cut = family.surgery()
     family.weight_rows(family.down_projection(cut, LAYER))[UNIT] = 0
     site = la.neurons(family.model)[LAYER, UNIT]
-    torch.testing.assert_close(
-        ablated(family, site, la.Zero()), family.plain_logits(family.inputs(), cut), **EXACT
-    )
+    torch.testing.assert_close(ablated(family, site, la.Zero()), family.plain_logits(family.inputs(), cut), **EXACT)
 
 
 def test_zero_pattern_equals_zeroed_output_rows(family: Family):
     cut = family.surgery()
     family.weight_rows(family.output_projection(cut, LAYER))[head_rows(HEAD)] = 0
     site = la.patterns(family.model)[LAYER, HEAD]
-    torch.testing.assert_close(
-        ablated(family, site, la.Zero()), family.plain_logits(family.inputs(), cut), **EXACT
-    )
+    torch.testing.assert_close(ablated(family, site, la.Zero()), family.plain_logits(family.inputs(), cut), **EXACT)
 
 
 def test_zero_layer_outputs_equal_zeroed_projections(family: Family):
@@ -79,6 +71,10 @@ def test_zero_layer_outputs_equal_zeroed_projections(family: Family):
         module.weight.data.zero_()
         if module.bias is not None:
             module.bias.data.zero_()
+        if family.name == "bert" and sites is la.attentions:
+            with pytest.raises(UnsupportedModel, match="hook_attn_out of this model is not the output"):
+                ablated(family, sites(family.model)[LAYER], la.Zero())
+            continue
         expected = family.plain_logits(family.inputs(), cut)
         torch.testing.assert_close(ablated(family, sites(family.model)[LAYER], la.Zero()), expected, **EXACT)
 
@@ -123,6 +119,10 @@ def test_uniform_pattern_equals_mean_of_values_by_hand(family: Family, head: int
     ids=lambda f: f.__name__,
 )
 def test_own_activations_written_back_change_nothing(family: Family, select):
+    if family.name == "bert" and select is la.attentions:
+        pytest.skip(
+            "refused: BERT's hook_attn_out is the stream after its layer norm; goes when TransformerLens moves it"
+        )
     inputs = family.inputs()
     found = ablated(family, select(family.model), la.Counterfactual(inputs), inputs)
     with torch.no_grad():

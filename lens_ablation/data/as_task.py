@@ -85,9 +85,7 @@ def _labels(part: object) -> Tensor | None:
         return next((torch.as_tensor(part[key]) for key in ("labels", "label") if key in part), None)
     if isinstance(part, Task):
         return part.answers
-    return (
-        part[1] if isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[1], Tensor) else None
-    )
+    return part[1] if isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[1], Tensor) else None
 
 
 def _fitting(task: Task, model: LensModel) -> Task:
@@ -96,7 +94,5 @@ def _fitting(task: Task, model: LensModel) -> Task:
     for name in ("answers", "wrong_answers"):
         ids = getattr(task, name)
         if ids is not None and n is not None and int(ids.max()) >= n:
-            raise ValueError(
-                f"{name} go up to {int(ids.max())} and this model's outputs are numbered 0..{n - 1}"
-            )
+            raise ValueError(f"{name} go up to {int(ids.max())} and this model's outputs are numbered 0..{n - 1}")
     return task

@@ -101,15 +101,11 @@ def next_token_of(
         ValueError: rows of a single token, after which nothing is asked.
     """
     if tokens.shape[1] < 2:
-        raise ValueError(
-            f"tokens {list(tokens.shape)} leave no next token to predict; give rows of two or more"
-        )
+        raise ValueError(f"tokens {list(tokens.shape)} leave no next token to predict; give rows of two or more")
     mask = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     asked = mask[:, :-1] & mask[:, 1:]
     if not bool(asked.any(dim=1).all()):
-        raise ValueError(
-            "a row has a single unmasked token, after which nothing is asked; leave that row out"
-        )
+        raise ValueError("a row has a single unmasked token, after which nothing is asked; leave that row out")
     return Task(
         inputs=tokens,
         answers=tokens[:, 1:].masked_fill(~asked, IGNORED),
@@ -206,9 +202,7 @@ def masked_token(
     tokenizer = tokenizer_of(model)
     if tokenizer.mask_token_id is None or not is_bidirectional(model):
         lacks = "no mask token" if tokenizer.mask_token_id is None else "a causal model"
-        raise ValueError(
-            f"masked_token needs an encoder such as BERT, and this is {lacks}; use tasks.next_token"
-        )
+        raise ValueError(f"masked_token needs an encoder such as BERT, and this is {lacks}; use tasks.next_token")
     if not 0 < share <= 1:
         raise ValueError(f"share must lie above 0 and be at most 1, got {share}")
     _check_amount(dataset, n_tokens, skip)

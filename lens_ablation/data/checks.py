@@ -21,9 +21,7 @@ def require_tokens(tokens: Tensor, model: LensModel) -> None:
     is_whole = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
     if tokens.ndim != 2 or not is_whole:
         fix = "; for one prompt pass tokens[None]" if tokens.ndim == 1 else ""
-        raise ValueError(
-            f"tokens must be integers [example, pos], got {tokens.dtype} {tuple(tokens.shape)}{fix}"
-        )
+        raise ValueError(f"tokens must be integers [example, pos], got {tokens.dtype} {tuple(tokens.shape)}{fix}")
     if tokens.numel() == 0:
         raise ValueError(f"the tokens are empty: shape {tuple(tokens.shape)}")
     lowest, highest, d_vocab = int(tokens.min()), int(tokens.max()), int(model.cfg.d_vocab)

@@ -72,9 +72,7 @@ def image_classification(
         if len(images) == n:
             break
     if not images or (n is not None and len(images) < n):
-        raise ValueError(
-            f"the data ended after {len(images)} images, with skip={skip} and n={n}; ask for fewer"
-        )
+        raise ValueError(f"the data ended after {len(images)} images, with skip={skip} and n={n}; ask for fewer")
     return Task(
         inputs=pixels_of(model, images, processor),
         answers=_class_ids(labels, _names(rows, label_column), model),
@@ -132,7 +130,7 @@ def _names(rows: Rows, label_column: str) -> list[str] | None:
 
 
 def _class_ids(labels: Sequence[Any], names: list[str] | None, model: LensModel) -> Int[Tensor, " example"]:
-    """Class ids of the model; by name where data and model list the same names, as their orders may differ."""
+    """Class ids of the model; by name where both list the same names, as their orders may differ."""
     config = getattr(getattr(model, "original_model", None), "config", None)
     known: dict[str, int] = getattr(config, "label2id", None) or {}
     if names is not None and set(names) == set(known):
@@ -146,7 +144,6 @@ def _class_ids(labels: Sequence[Any], names: list[str] | None, model: LensModel)
     n_classes = n_outputs(model) or int(ids.max()) + 1
     if ids.ndim != 1 or ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) >= n_classes:
         raise ValueError(
-            f"class ids must be whole numbers in 0..{n_classes - 1}, the classes of this model; got "
-            f"{labels[:3]}..."
+            f"class ids must be whole numbers in 0..{n_classes - 1}, the classes of this model; got {labels[:3]}..."
         )
     return ids.long()

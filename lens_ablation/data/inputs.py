@@ -62,9 +62,7 @@ class Batches:
         batch_size: Most rows in a batch.
     """
 
-    def __init__(
-        self, parts: Callable[[], Iterable[object]], model: LensModel, batch_size: int, *, can_repeat: bool
-    ):
+    def __init__(self, parts: Callable[[], Iterable[object]], model: LensModel, batch_size: int, *, can_repeat: bool):
         self.batch_size = batch_size
         self._parts, self._model, self._can_repeat = parts, model, can_repeat
         self._is_used = False
@@ -106,9 +104,7 @@ class Batches:
 
     def _on_cpu(self) -> Iterator[InputBatch]:
         if self._is_used and not self._can_repeat:
-            raise ValueError(
-                "this data can be read only once and was read; pass a list, a DataLoader or a Dataset"
-            )
+            raise ValueError("this data can be read only once and was read; pass a list, a DataLoader or a Dataset")
         self._is_used = True
         rows, answers = hashlib.sha256(), hashlib.sha256()
         n_rows = 0

@@ -82,9 +82,7 @@ def answer_logits(
     if logits.ndim == 2:
         return _widened(logits[:, None])
     if positions is None:
-        raise ValueError(
-            f"the task has images and the model gave logits {tuple(logits.shape)} with positions"
-        )
+        raise ValueError(f"the task has images and the model gave logits {tuple(logits.shape)} with positions")
     index = positions.clamp(min=0).to(logits.device)
     return _widened(logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[-1])))
 
@@ -105,9 +103,7 @@ def _choices(ids: Int[Tensor, "batch ..."], batch: "Task") -> Int[Tensor, "batch
     return ids.reshape(ids.shape[0], 1, -1)
 
 
-def _pooled(
-    scores: AnswerLogits, ids: Int[Tensor, "batch ..."], batch: "Task"
-) -> Float[Tensor, "batch target"]:
+def _pooled(scores: AnswerLogits, ids: Int[Tensor, "batch ..."], batch: "Task") -> Float[Tensor, "batch target"]:
     """``logsumexp`` of the scores of the choices; of one choice, its score."""
     choices = _choices(ids, batch).to(scores.device)
     picked = scores.gather(2, choices.clamp(min=0).expand(-1, scores.shape[1], -1))
@@ -199,9 +195,7 @@ probability_difference = Metric(
 )
 """Summed probability of the answers minus that of the wrong answers."""
 
-kl_from_clean = Metric(
-    "kl_from_clean", "nats", _kl_from_clean, higher_is_better=False, needs=("clean_logits",)
-)
+kl_from_clean = Metric("kl_from_clean", "nats", _kl_from_clean, higher_is_better=False, needs=("clean_logits",))
 """KL(untouched model || this model) in nats at the answers, summed over the vocabulary."""
 
 _ALL = (loss, top1, logit_difference, correct_margin, probability, probability_difference, kl_from_clean)

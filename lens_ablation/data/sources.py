@@ -11,10 +11,10 @@ from datasets.exceptions import DatasetsError
 
 from lens_ablation.errors import DamagedFile, unknown_name
 
-Source = str | Path | Sequence[str] | Dataset | IterableDataset
-"""What builders read: a dataset, a hub name, a local file or folder, or texts."""
-
 Rows = Dataset | IterableDataset
+
+Source = str | Path | Sequence[str] | Rows | DatasetDict | IterableDatasetDict
+"""What builders read: a dataset, a hub name, a local file or folder, or texts."""
 
 _FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
 
@@ -113,20 +113,18 @@ def _load(source: str | Path) -> Mapping[Any, Any]:
     if path.is_file():
         if path.suffix not in _FORMATS:
             raise ValueError(f"cannot read {str(source)!r}; it must end in one of {', '.join(_FORMATS)}")
-        return _opened(
-            partial(stream, _FORMATS[path.suffix], data_files=str(path)), f"{str(source)!r} is damaged"
-        )
+        load = partial(stream, _FORMATS[path.suffix], data_files=str(path))
+        return _opened(load, DamagedFile, f"{str(source)!r} is damaged")
     if path.is_dir():
-        return _opened(partial(stream, str(path)), f"{str(source)!r} holds no data that datasets can read")
+        return _opened(partial(stream, str(path)), ValueError, f"{str(source)!r} holds no data that datasets can read")
     if isinstance(source, Path) or path.suffix in _FORMATS or source.startswith((".", "/", "~")):
         raise ValueError(f"there is no file or folder {str(source)!r}")
-    return _opened(
-        partial(stream, source), f"{source!r} is no local file or folder, and the hub did not give it"
-    )
+    problem = f"{source!r} is no local file or folder, and the hub did not give it"
+    return _opened(partial(stream, source), ValueError, problem)
 
 
-def _opened(load: Callable[[], Mapping[Any, Any]], problem: str) -> Mapping[Any, Any]:
+def _opened(load: Callable[[], Mapping[Any, Any]], kind: type[ValueError], problem: str) -> Mapping[Any, Any]:
     try:
         return load()
     except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(f"{problem}: {error}") from error
+        raise kind(f"{problem}: {error}") from error

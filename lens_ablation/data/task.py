@@ -118,9 +118,7 @@ class Task:
 
     def select(self, rows: Int[Tensor, " row"] | slice) -> "Task":
         """The task with these examples only, in this order; rows may repeat."""
-        picked = {
-            f.name: value[rows] for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
-        }
+        picked = {f.name: value[rows] for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **picked, spans={name: span[rows] for name, span in self.spans.items()})
 
     def batches(self, size: int) -> Iterator["Task"]:
@@ -134,11 +132,7 @@ class Task:
 
     def to(self, device: torch.device | str) -> "Task":
         """The task with every tensor on ``device``."""
-        moved = {
-            f.name: value.to(device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
+        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **moved, spans={name: span.to(device) for name, span in self.spans.items()})
 
     def score(
@@ -176,15 +170,11 @@ def _check_rows(task: Task) -> None:
         )
     n = task.inputs.shape[0]
     if task.inputs.numel() == 0:
-        raise ValueError(
-            f"a task needs at least one example and one token; inputs is {tuple(task.inputs.shape)}"
-        )
+        raise ValueError(f"a task needs at least one example and one token; inputs is {tuple(task.inputs.shape)}")
     for f in fields(task):
         value = getattr(task, f.name)
         if isinstance(value, Tensor) and value.shape[0] != n:
-            raise ValueError(
-                f"{f.name} has {value.shape[0]} rows and inputs has {n}; give each example a row"
-            )
+            raise ValueError(f"{f.name} has {value.shape[0]} rows and inputs has {n}; give each example a row")
     if task.counterfactuals is not None and task.counterfactuals.shape != task.inputs.shape:
         raise ValueError(
             f"counterfactuals have shape {tuple(task.counterfactuals.shape)} and inputs "
@@ -221,9 +211,7 @@ def _check_positions(task: Task, positions: Tensor) -> None:
             f"positions must lie in 0..{task.inputs.shape[1] - 1} (or be -1 for absent), got "
             f"{int(positions.min())}..{highest}"
         )
-    is_asked = (
-        task.answers != IGNORED if positions.ndim == 2 else torch.ones_like(positions, dtype=torch.bool)
-    )
+    is_asked = task.answers != IGNORED if positions.ndim == 2 else torch.ones_like(positions, dtype=torch.bool)
     if bool((positions[is_asked] == IGNORED).any()):
         raise ValueError("an answer has position -1, so there is nowhere to read it; give its position")
     if task.attention_mask is None:
@@ -231,6 +219,4 @@ def _check_positions(task: Task, positions: Tensor) -> None:
     places = positions.reshape(len(positions), -1).clamp(min=0)
     is_real = task.attention_mask.gather(1, places).reshape(positions.shape)
     if not bool(is_real[is_asked].all()):
-        raise ValueError(
-            "an answer is read at a token that attention_mask hides; give the position of a real one"
-        )
+        raise ValueError("an answer is read at a token that attention_mask hides; give the position of a real one")

@@ -12,7 +12,7 @@ from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.protocol import LensModel
 
 LONGEST = 1000
-"""Tokens of a row unless the model takes fewer or the caller says otherwise, as in the peak-ablation paper."""
+"""Tokens of a row, as in the peak-ablation paper, unless the model takes fewer or the caller says so."""
 
 
 def tokenizer_of(model: LensModel) -> Any:
@@ -22,14 +22,11 @@ def tokenizer_of(model: LensModel) -> Any:
         ValueError: the model reads images, or was built without a tokenizer.
     """
     if anatomy(model).modality != "tokens":
-        raise ValueError(
-            "this model reads images, so it has no texts; use tasks.digits or tasks.image_classification"
-        )
+        raise ValueError("this model reads images, so it has no texts; use tasks.digits or tasks.image_classification")
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(
-            "the model has no tokenizer, so texts cannot be turned into tokens. Set model.tokenizer, or pass "
-            "tokens."
+            "the model has no tokenizer, so texts cannot be turned into tokens. Set model.tokenizer, or pass tokens."
         )
     return tokenizer
 
@@ -89,9 +86,7 @@ def longest_row(model: LensModel, max_length: int | None = None) -> int:
     if max_length is None:
         return min(limit, LONGEST)
     if not 2 <= max_length <= context:
-        raise ValueError(
-            f"max_length must lie in 2..{context}, the most tokens this model takes; got {max_length}"
-        )
+        raise ValueError(f"max_length must lie in 2..{context}, the most tokens this model takes; got {max_length}")
     return max_length
 
 

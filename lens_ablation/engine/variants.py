@@ -8,22 +8,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_ablation.ablation import Positions, ablation_hooks, removal_masks, repeat_rows, rows_of_task
 from lens_ablation.data.metrics import Metric, answer_logits
 from lens_ablation.data.task import Task
 from lens_ablation.engine.memory import rows_that_fit, run_in_chunks
 from lens_ablation.errors import BadActivation
-from lens_ablation.ablation import Positions, ablation_hooks, removal_masks, repeat_rows, rows_of_task
 from lens_ablation.methods.method import Method
 from lens_ablation.models.anatomy import anatomy
-from lens_ablation.models.checks import require_pattern_at_z
+from lens_ablation.models.checks import require_meaning
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import LensModel, input_device, require_evaluation_mode
 from lens_ablation.sites import SiteSet, check_sites_exist
 
 
-def evaluate(
-    model: LensModel, task: Task, *, batch_size: int | None = None
-) -> tuple[Task, Float[Tensor, " example"]]:
+def evaluate(model: LensModel, task: Task, *, batch_size: int | None = None) -> tuple[Task, Float[Tensor, " example"]]:
     """The untouched model's metric on each example, and the task with clean logits if its metric needs them.
 
     Raises:
@@ -87,24 +85,14 @@ def run_variants(
     sites = check_sites_exist(sites, model)
     if removed.shape[1] != len(sites):
         raise ValueError(f"removed has {removed.shape[1]} columns for {len(sites)} sites")
-    if sites.kind == "pattern":
-        require_pattern_at_z(model)
+    require_meaning(model, sites.kind)
     values = torch.empty(len(removed), task.n_examples)
     capacity = batch_size or rows_that_fit(task)
     with torch.inference_mode():
         for start in range(0, task.n_examples, capacity):
             examples = torch.arange(start, min(start + capacity, task.n_examples))
             part = _Part(model, task, sites, removed, method, positions, examples)
-
-            def fill(
-                chunk: slice, part: _Part = part, here: slice = slice(start, start + len(examples))
-            ) -> None:
-                values[chunk, here] = part.run(chunk)
-                if advance is not None:
-                    advance((here.stop - here.start) * (chunk.stop - chunk.start))
-
-            step = max(1, capacity // len(examples))
-            run_in_chunks(len(removed), step, fill, fixed=batch_size is not None)
+            _fill(values[:, examples[0] : examples[-1] + 1], part, capacity, batch_size is not None, advance)
     return values
 
 
@@ -133,13 +121,29 @@ class _Part:
         per_row = np.repeat(self.removed[chunk], n_examples, axis=0)
         masks = removal_masks(self.sites, per_row, anatomy(self.model))
         rows = repeat_rows(self.rows, n, n_examples)
-        installed = ablation_hooks(
-            self.model, masks, self.replacement, rows, positional=self.method.positional
-        )
+        installed = ablation_hooks(self.model, masks, self.replacement, rows, positional=self.method.positional)
         inputs = self.inputs.repeat(n, *([1] * (self.inputs.ndim - 1)))
         logits = forward(self.model, inputs, attention_mask=rows.attention_mask, fwd_hooks=installed.pairs)
         batch = self.batch.select(torch.arange(n_examples).repeat(n))
         return _metric(batch)(logits, batch).float().cpu().reshape(n, n_examples)
+
+
+def _fill(
+    values: Float[Tensor, "variant example"],
+    part: _Part,
+    capacity: int,
+    fixed: bool,
+    advance: Callable[[int], None] | None,
+) -> None:
+    """Write the metric of a part's examples under every variant into ``values``."""
+    n_variants, n_examples = values.shape
+
+    def run(chunk: slice) -> None:
+        values[chunk] = part.run(chunk)
+        if advance is not None:
+            advance(n_examples * (chunk.stop - chunk.start))
+
+    run_in_chunks(n_variants, max(1, capacity // n_examples), run, fixed=fixed)
 
 
 def _metric(task: Task) -> Metric:

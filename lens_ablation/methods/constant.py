@@ -34,9 +34,7 @@ class Constant(Method):
     def __post_init__(self) -> None:
         tensors = self.values.values() if isinstance(self.values, Mapping) else [torch.as_tensor(self.values)]
         if not all(bool(torch.isfinite(value).all()) for value in tensors):
-            raise BadActivation(
-                "Constant was given values that are not finite; replace the NaN or infinity first"
-            )
+            raise BadActivation("Constant was given values that are not finite; replace the NaN or infinity first")
 
     @property
     def settings(self) -> Mapping[str, object]:

@@ -36,7 +36,6 @@ class Counterfactual(Method):
     """
 
     inputs: Source
-    positional: ClassVar[bool] = True
     bibtex: ClassVar[str] = """@inproceedings{wang2023interpretability,
   title     = {Interpretability in the Wild: a Circuit for Indirect Object Identification in {GPT}-2 Small},
   author    = {Wang, Kevin and Variengien, Alexandre and Conmy, Arthur and Shlegeris, Buck and Steinhardt, Jacob},
@@ -60,11 +59,13 @@ class Counterfactual(Method):
         return self.inputs
 
     @property
+    def positional(self) -> bool:
+        return True
+
+    @property
     def settings(self) -> Mapping[str, object]:
         inputs = self.changed
-        return {
-            "inputs": Task(inputs=inputs, answers=torch.zeros(len(inputs), dtype=torch.int64)).fingerprint
-        }
+        return {"inputs": Task(inputs=inputs, answers=torch.zeros(len(inputs), dtype=torch.int64)).fingerprint}
 
     def prepare(
         self, model: LensModel, points: Sequence[HookPoint], examples: Int[Tensor, " example"] | None = None

@@ -33,6 +33,14 @@ class Request:
     activation: Float[Tensor, "row ..."] | None
 
 
+POCHINKOV_2024 = """@inproceedings{pochinkov2024investigating,
+  title     = {Investigating Neuron Ablation in Attention Heads: The Case for Peak Activation Centering},
+  author    = {Pochinkov, Nicholas and Pasero, Ben and Shibayama, Skylar},
+  year      = {2024},
+  note      = {arXiv:2408.17322}
+}"""
+"""BibTeX of the paper behind peak ablation and fixed-input resampling."""
+
 Replacement = Callable[[Request], Tensor]
 """Gives what stands in the place of the activation, broadcastable to ``request.shape``."""
 
@@ -41,13 +49,15 @@ class Method(ABC):
     """What stands in the place of an ablated activation. Subclasses are frozen dataclasses, one file each.
 
     Attributes:
-        positional: Whether the replacement depends on the token's position, which one-token steps of generation
-            with a key-value cache do not show.
         bibtex: Reference of the method, or of where its use is described.
     """
 
-    positional: ClassVar[bool] = False
     bibtex: ClassVar[str] = ""
+
+    @property
+    def positional(self) -> bool:
+        """Whether the replacement depends on the token's position, which cached generation does not show."""
+        return False
 
     @property
     def name(self) -> str:

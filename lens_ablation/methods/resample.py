@@ -18,7 +18,7 @@ from lens_ablation.methods.donors import (
     pick,
     rows_of,
 )
-from lens_ablation.methods.method import Method, Replacement, Request
+from lens_ablation.methods.method import POCHINKOV_2024, Method, Replacement, Request
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import HookPoint
 
@@ -51,13 +51,7 @@ class Resample(Method):
     source: Source
     match: Literal["position", "batch"] = "position"
     seed: int = 0
-    positional: ClassVar[bool] = True
-    bibtex: ClassVar[str] = """@inproceedings{pochinkov2024investigating,
-  title     = {Investigating Neuron Ablation in Attention Heads: The Case for Peak Activation Centering},
-  author    = {Pochinkov, Nicholas and Pasero, Ben and Shibayama, Skylar},
-  year      = {2024},
-  note      = {arXiv:2408.17322}
-}"""
+    bibtex: ClassVar[str] = POCHINKOV_2024
 
     def __post_init__(self) -> None:
         if self.match not in ("position", "batch"):
@@ -68,6 +62,10 @@ class Resample(Method):
     @property
     def name(self) -> str:
         return "Resample (fixed input)" if self.match == "position" else "Resample (other examples)"
+
+    @property
+    def positional(self) -> bool:
+        return True
 
     @property
     def settings(self) -> Mapping[str, object]:
@@ -129,8 +127,6 @@ class Resample(Method):
             positions = request.positions.cpu().expand(len(rows), -1)
             if inputs.ndim == 2:
                 positions = positions.minimum(lengths[needed][own][:, None] - 1)
-            return pick(
-                stored[request.point], own, positions, is_pattern=request.point.activation == "pattern"
-            )
+            return pick(stored[request.point], own, positions, is_pattern=request.point.activation == "pattern")
 
         return replacement

@@ -77,9 +77,7 @@ def probe_inputs(model: LensModel, n_examples: int = 2, n_pos: int = 4, seed: in
     device = input_device(model)
     d_vocab = int(getattr(model.cfg, "d_vocab", -1) or -1)
     if d_vocab > 0:
-        tokens: Int[Tensor, "example pos"] = torch.randint(
-            0, d_vocab, (n_examples, n_pos), generator=generator
-        )
+        tokens: Int[Tensor, "example pos"] = torch.randint(0, d_vocab, (n_examples, n_pos), generator=generator)
         return tokens.to(device)
     config = getattr(getattr(model, "original_model", None), "config", None)
     size = getattr(config, "image_size", None)

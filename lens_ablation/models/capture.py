@@ -30,9 +30,7 @@ def capture(
 
     missing = [name for name in names if name not in model.hook_dict]
     if missing:
-        raise ValueError(
-            f"the model has no hook {missing[0]!r}; check_sites(model) shows those that are live"
-        )
+        raise ValueError(f"the model has no hook {missing[0]!r}; check_sites(model) shows those that are live")
     device = input_device(model)
     mask = None if attention_mask is None else attention_mask.to(device)
     with torch.inference_mode():

@@ -1,6 +1,7 @@
 """Proof, on a small batch, that each hook point of a model is live and means what its name says."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +20,10 @@ from lens_ablation.models.protocol import FwdHook, LensModel, require_evaluation
 TOLERANCE = 1e-4
 """Largest relative error at which an identity between activations counts as holding."""
 
+_PROJECTIONS = {
+    "hook_attn_out": ("attn_out", "blocks.{}.attn.o.hook_out"),
+    "hook_mlp_out": ("mlp_out", "blocks.{}.mlp.out.hook_out"),
+}
 _SITE_HOOKS = {"hook_z": "z", "hook_post": "post", "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out"}
 
 
@@ -32,6 +37,8 @@ class SiteReport:
         direct_pattern_write: The change when ``hook_pattern`` itself is written; 0 on families that ignore it.
         z_is_pattern_v: Relative error of ``hook_z = pattern @ v``.
         additive_residual: Relative error of ``resid_post = resid_pre + attn_out + mlp_out``.
+        projections: Relative error of ``hook_attn_out`` and ``hook_mlp_out`` against their output projections, on
+            models that show both.
         d_mlp: Measured width of ``hook_post``, and what the configuration states.
     """
 
@@ -41,6 +48,7 @@ class SiteReport:
     direct_pattern_write: float | None
     z_is_pattern_v: float | None
     additive_residual: float | None
+    projections: dict[str, float]
     d_mlp: tuple[int, int]
 
     @property
@@ -58,6 +66,10 @@ class SiteReport:
         """Whether layer outputs add up in the residual stream (post-LN models: no)."""
         return self.additive_residual is not None and self.additive_residual <= TOLERANCE
 
+    def is_layer_output(self, hook: str) -> bool:
+        """Whether ``hook_attn_out`` or ``hook_mlp_out`` is what its layer adds, and not the stream after it."""
+        return self.residual_is_additive or self.projections.get(hook, 1.0) <= TOLERANCE
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row to a check: what was measured, the number, the verdict."""
         rows: list[tuple[str, float | None, str]] = [
@@ -68,6 +80,9 @@ class SiteReport:
         rows.append(("hook_pattern written directly", direct, "acts" if direct else "ignored by this family"))
         rows.append(("hook_z = pattern @ v", self.z_is_pattern_v, _verdict(self.patterns_can_be_replaced)))
         rows.append(("residual stream additive", self.additive_residual, _verdict(self.residual_is_additive)))
+        for hook, error in self.projections.items():
+            means = "holds" if self.is_layer_output(hook) else "FAILS: another tensor than its name says"
+            rows.append((f"{hook} is its layer's output", error, means))
         measured, stated = self.d_mlp
         agree = "agrees" if measured == stated else f"configuration says {stated}; the measured one is used"
         rows.append(("width of hook_post", measured, agree))
@@ -124,6 +139,7 @@ def check_sites(model: LensModel, *, inputs: Tensor | None = None, throw: bool =
         direct_pattern_write=direct,
         z_is_pattern_v=_error_of_z(seen),
         additive_residual=_error_of_residual(seen),
+        projections=_errors_of_projections(seen),
         d_mlp=(sizes.d_mlp, int(getattr(model.cfg, "d_mlp", 0) or 0)),
     )
     _properties[model] = report
@@ -135,13 +151,30 @@ def check_sites(model: LensModel, *, inputs: Tensor | None = None, throw: bool =
     return report
 
 
-def require_pattern_at_z(model: LensModel) -> None:
-    """Refuse to replace attention patterns where ``hook_z`` is not ``pattern @ v``.
+def require_meaning(model: LensModel, kind: str) -> None:
+    """Refuse sites whose hook is, on this model, another tensor than its name says.
+
+    Patterns need ``hook_z = pattern @ v``; attention and MLP outputs must be what the layer adds.
 
     Raises:
-        UnsupportedModel: the identity fails, or the patterns do not fire; the message gives the error.
+        UnsupportedModel: the identity fails, or cannot be measured; the message gives the error.
     """
+    if kind not in ("pattern", "attention", "mlp"):
+        return
     report = _properties.get(model) or check_sites(model, throw=False)
+    if kind == "pattern":
+        _require_pattern(report)
+        return
+    hook = {"attention": "hook_attn_out", "mlp": "hook_mlp_out"}[kind]
+    if not report.is_layer_output(hook):
+        raise UnsupportedModel(
+            f"{hook} of this model is not the output of its layer (it differs from the output projection by "
+            f"{report.projections.get(hook, float('nan')):.2g} of its norm, and the residual stream is not additive), "
+            "so replacing it would ablate more than the layer. Ablate all heads or all neurons of the layer instead."
+        )
+
+
+def _require_pattern(report: SiteReport) -> None:
     if report.z_is_pattern_v is None:
         raise UnsupportedModel(
             "this model's hook_pattern does not fire, so its patterns cannot be ablated. Load it with eager "
@@ -158,9 +191,7 @@ def _name(of: str, layer: int) -> str:
     return ACTIVATIONS[of].format(layer)
 
 
-def _run(model: LensModel, inputs: Tensor, fwd_hooks: list[FwdHook]) -> Tensor:
-    import warnings
-
+def _run(model: LensModel, inputs: Tensor, fwd_hooks: Sequence[FwdHook]) -> Tensor:
     with torch.inference_mode(), warnings.catch_warnings():
         # the probe writes hook_pattern on purpose, also where the model says that it ignores it
         warnings.filterwarnings("ignore", message=".*discarded.*")
@@ -174,6 +205,7 @@ def _record(model: LensModel, inputs: Tensor, layer: int) -> dict[str, Tensor]:
         seen[of] = activation.clone()
 
     names = {of: _name(of, layer) for of in ACTIVATIONS}
+    names.update({hook: name.format(layer) for hook, (_, name) in _PROJECTIONS.items()})
     live = [(name, partial(keep, of=of)) for of, name in names.items() if name in model.hook_dict]
     _run(model, inputs, live)
     return seen
@@ -210,9 +242,7 @@ def _error_of_z(seen: dict[str, Tensor]) -> float | None:
     if not {"z", "pattern", "v"} <= seen.keys():
         return None
     z = seen["z"].float()
-    return float(
-        (z - _pattern_v(seen["pattern"].float(), seen["v"].float())).norm() / z.norm().clamp(min=1e-12)
-    )
+    return float((z - _pattern_v(seen["pattern"].float(), seen["v"].float())).norm() / z.norm().clamp(min=1e-12))
 
 
 def _error_of_residual(seen: dict[str, Tensor]) -> float | None:
@@ -221,6 +251,15 @@ def _error_of_residual(seen: dict[str, Tensor]) -> float | None:
     post = seen["resid_post"].float()
     total = seen["resid_pre"].float() + seen["attn_out"].float() + seen["mlp_out"].float()
     return float((post - total).norm() / post.norm().clamp(min=1e-12))
+
+
+def _errors_of_projections(seen: dict[str, Tensor]) -> dict[str, float]:
+    errors = {}
+    for hook, (of, _) in _PROJECTIONS.items():
+        if of in seen and hook in seen:
+            out, projection = seen[of].float().flatten(), seen[hook].float().flatten()
+            errors[hook] = float((out - projection).norm() / projection.norm().clamp(min=1e-12))
+    return errors
 
 
 def _verdict(holds: bool) -> str:

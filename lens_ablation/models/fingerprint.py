@@ -26,7 +26,7 @@ def fingerprint(model: LensModel) -> str:
     digest = hashlib.sha256()
     for name, weight in weights:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     _digests[model] = (state, digest.hexdigest())
     return digest.hexdigest()
 
@@ -68,7 +68,7 @@ def tokenizer_fingerprint(model: LensModel) -> str:
 
 
 def _weights(model: LensModel) -> Iterator[tuple[str, Tensor]]:
-    root = getattr(model, "original_model", model)
+    root: Any = getattr(model, "original_model", model)
     for name, weight in root.named_parameters(remove_duplicate=False):
         # a bridge wraps each module; without the wrapper's name the weights are called as in the checkpoint
         yield name.replace("_original_component.", ""), weight

@@ -78,9 +78,7 @@ def _source(name_or_path: str | Path) -> str:
         return str(folder)
     looks_local = isinstance(name_or_path, Path) or str(name_or_path).startswith((".", "/", "~"))
     if looks_local:
-        raise UnknownName(
-            f"there is no folder {folder}; give a folder written by save_pretrained, or a hub name"
-        )
+        raise UnknownName(f"there is no folder {folder}; give a folder written by save_pretrained, or a hub name")
     return str(name_or_path)
 
 
@@ -89,8 +87,7 @@ def _explain(name_or_path: str | Path, source: str, error: Exception) -> ValueEr
         return ValueError(f"the model in {source} could not be loaded: {_first_line(error)}")
     known = unknown_name("model", name_or_path, zoo.names(), "lens_ablation.zoo.names()")
     return UnknownName(
-        f"{known} It is no local folder either, and loading it from the Hugging Face hub failed: "
-        f"{_first_line(error)}"
+        f"{known} It is no local folder either, and loading it from the Hugging Face hub failed: {_first_line(error)}"
     )
 
 

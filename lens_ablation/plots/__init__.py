@@ -1,1 +1,14 @@
 """Results as plotly figures: each function returns a ``Figure`` and shows, writes and changes nothing else."""
+
+from lens_ablation.plots.comparison import comparison_figure
+from lens_ablation.plots.curves import pruning_figure
+from lens_ablation.plots.heatmap import sweep_heatmap
+from lens_ablation.plots.histograms import activation_histogram, distribution_gallery
+
+__all__ = [
+    "activation_histogram",
+    "comparison_figure",
+    "distribution_gallery",
+    "pruning_figure",
+    "sweep_heatmap",
+]

@@ -10,7 +10,6 @@ from lens_ablation.plots.grid import effect_grid, effect_words, scale_limit, sit
 from lens_ablation.plots.heatmap import (
     MOST_COLUMNS_WITH_TEXT,
     colour_axis,
-    head_borders,
     is_by_layer,
     panel_axes,
     panel_traces,
@@ -19,7 +18,6 @@ from lens_ablation.plots.heatmap import (
 from lens_ablation.plots.style import (
     BOTTOM_MARGIN,
     COLOUR_BAR_MARGIN,
-    MUTED,
     SUBTITLE_SIZE,
     TITLE_HEIGHT,
     add_note,
@@ -66,7 +64,6 @@ def comparison_figure(
         rows=n_rows,
         cols=n_columns,
         subplot_titles=_panel_titles(results),
-        shared_yaxes="all" if is_by_layer(kind) else False,
         vertical_spacing=PANEL_GAP / (height - TOP_MARGIN - BOTTOM_MARGIN),
         horizontal_spacing=0.09,
     )
@@ -78,14 +75,14 @@ def comparison_figure(
             axes["yaxis"]["title"]["text"] = f"change ({plain(result.settings['unit'])})"
         figure.update_xaxes(axes["xaxis"], row=row, col=column)
         figure.update_yaxes(axes["yaxis"] if column == 1 else axes["yaxis"] | {"title": None}, row=row, col=column)
-        for place in head_borders(result):
-            figure.add_vline(x=place, line={"color": MUTED, "width": 1}, row=row, col=column)
     metric = effect_words(first).removeprefix("change of ")
     dress(figure, f"Each {site_noun(kind)} ablated alone: change of {metric}", _subtitle(results), height=height)
     figure.update_layout(margin={"t": TOP_MARGIN})
     figure.update_annotations(font={"size": SUBTITLE_SIZE})
     add_note(figure, reading_note(first, grids, end, confidence))
-    if not is_by_layer(kind):
+    if is_by_layer(kind):
+        figure.update_yaxes(matches="y")
+    else:
         figure.update_layout(coloraxis=colour_axis(first, grids, end), margin={"r": COLOUR_BAR_MARGIN})
     return figure
 

@@ -23,7 +23,7 @@ BAND_OPACITY = 0.15
 
 
 def pruning_figure(curve: PruningCurve) -> go.Figure:
-    """The metric against the share of sites removed: a line for each method, a band from the lowest to the highest seed.
+    """The metric against the share of sites removed: a line for each method, with the range of the seeds.
 
     Example:
         >>> import lens_ablation as la

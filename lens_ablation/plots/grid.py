@@ -20,8 +20,8 @@ _NOUNS = {
     "mlp": ("MLP", "layer"),
 }
 
-CLIP_AT = 3.0
-"""The scale ends at this many root mean squares, if some effect lies beyond it."""
+CLIP_AT, LEEWAY = 3.0, 1.25
+"""The scale ends at so many root mean squares of the effects, if the largest lies beyond it by that factor or more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +70,7 @@ def effect_grid(result: SweepResult, *, confidence: float = 0.95) -> EffectGrid:
     value = weighted_mean(result.values, result.weights)
     measured = np.zeros(n_layers * n_columns, dtype=bool)
     measured[place] = True
-    names = [
-        str(Site(sites.kind, **dict(zip(sites.axes, map(int, at), strict=True)))) for at in np.ndindex(*shape)
-    ]
+    names = [str(Site(sites.kind, **dict(zip(sites.axes, map(int, at), strict=True)))) for at in np.ndindex(*shape)]
     places, labels = _ticks(shape)
     return EffectGrid(
         mean=laid_out(result.mean.numpy()),
@@ -91,7 +89,8 @@ def scale_limit(grids: Sequence[EffectGrid]) -> float:
     effects = np.concatenate([grid.mean[np.isfinite(grid.mean)] for grid in grids])
     if effects.size == 0 or not effects.any():
         return 1.0
-    return float(min(np.abs(effects).max(), CLIP_AT * np.sqrt((effects**2).mean())))
+    largest, usual = np.abs(effects).max(), CLIP_AT * np.sqrt((effects**2).mean())
+    return float(usual if largest >= LEEWAY * usual else largest)
 
 
 def site_noun(kind: str) -> str:

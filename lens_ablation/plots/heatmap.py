@@ -65,9 +65,9 @@ def sweep_heatmap(result: SweepResult, *, limit: float | None = None, confidence
     figure = new_figure(title, subtitle(result), height=figure_height(grid, kind))
     for trace in panel_traces(grid, result, end, confidence):
         figure.add_trace(trace)
-    figure.update_layout(**panel_axes(grid, kind, result))
-    for place in head_borders(result):
-        figure.add_vline(x=place, line={"color": MUTED, "width": 1})
+    axes = panel_axes(grid, kind, result)
+    figure.update_xaxes(axes["xaxis"])
+    figure.update_yaxes(axes["yaxis"])
     add_note(figure, reading_note(result, [grid], end, confidence))
     if not is_by_layer(kind):
         figure.update_layout(coloraxis=colour_axis(result, [grid], end), margin={"r": COLOUR_BAR_MARGIN})
@@ -120,11 +120,16 @@ def panel_traces(
     """What one panel draws: the cells (or bars), the cells that are missing, the marks of clipped ones."""
     if is_by_layer(result.sites.kind):
         return [_bars(grid, result, limit, confidence), *_missing_bars(grid)]
-    return [_cells(grid, result, limit, confidence), *_missing_cells(grid), *_clip_marks(grid, limit)]
+    return [
+        _cells(grid, result, limit, confidence),
+        *_missing_cells(grid),
+        *_head_borders(result),
+        *_clip_marks(grid, limit),
+    ]
 
 
 def panel_axes(grid: EffectGrid, kind: str, result: SweepResult) -> dict[str, dict]:
-    """Axes of one panel, as keyword arguments of ``update_layout``."""
+    """The ``xaxis`` and the ``yaxis`` of one panel."""
     if is_by_layer(kind):
         layers = list(range(grid.shape[0]))
         return {
@@ -141,14 +146,6 @@ def panel_axes(grid: EffectGrid, kind: str, result: SweepResult) -> dict[str, di
         "xaxis": {"title": {"text": column_title(kind)}, **columns, **still},
         "yaxis": {"title": {"text": "layer"}, **rows, **still},
     }
-
-
-def head_borders(result: SweepResult) -> list[float]:
-    """Where one head's coordinates end and the next one's begin."""
-    if result.sites.kind != "z":
-        return []
-    _, n_heads, width = result.sites.shape
-    return [head * width - 0.5 for head in range(1, n_heads)]
 
 
 def colour_axis(result: SweepResult, grids: Sequence[EffectGrid], limit: float) -> dict:
@@ -230,6 +227,24 @@ def _missing_cells(grid: EffectGrid) -> list[go.Heatmap]:
     ]
 
 
+def _head_borders(result: SweepResult) -> list[go.Scatter]:
+    """Lines where one head's coordinates end and the next one's begin."""
+    if result.sites.kind != "z":
+        return []
+    n_layers, n_heads, width = result.sites.shape
+    borders = np.arange(1, n_heads) * width - 0.5
+    return [
+        go.Scatter(
+            x=np.stack([borders, borders, np.full_like(borders, np.nan)], axis=1).ravel(),
+            y=np.tile([-0.5, n_layers - 0.5, np.nan], n_heads - 1),
+            mode="lines",
+            line={"color": MUTED, "width": 1},
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    ]
+
+
 def _clip_marks(grid: EffectGrid, limit: float) -> list[go.Scatter]:
     """A triangle in each cell whose effect lies beyond the scale, pointing the way it goes."""
     beyond = np.isfinite(grid.mean) & (np.abs(grid.mean) > limit)
@@ -294,9 +309,7 @@ def _missing_bars(grid: EffectGrid) -> list[go.Scatter]:
             y=np.zeros(missing.size),
             mode="markers",
             marker={"symbol": "x-thin", "size": 9, "line": {"color": MUTED, "width": 2}},
-            hovertext=[
-                f"{name}<br>{reason}" for name, reason in zip(grid.names[missing, 0], why, strict=True)
-            ],
+            hovertext=[f"{name}<br>{reason}" for name, reason in zip(grid.names[missing, 0], why, strict=True)],
             hovertemplate="%{hovertext}<extra></extra>",
             showlegend=False,
         )

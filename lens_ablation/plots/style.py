@@ -51,7 +51,7 @@ TEMPLATE = go.layout.Template(
         paper_bgcolor="white",
         plot_bgcolor="white",
         margin={"t": TITLE_HEIGHT, "b": BOTTOM_MARGIN, "l": LEFT_MARGIN, "r": RIGHT_MARGIN},
-        modebar={"remove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]},
+        modebar={"remove": ["sendChartToCloud", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]},
         hoverlabel={"bgcolor": "white", "font": {"size": FONT_SIZE, "color": TEXT}, "align": "left"},
         xaxis=_AXIS,
         yaxis=_AXIS,
@@ -69,9 +69,7 @@ def new_figure(title: str, subtitle: str, *, height: int) -> go.Figure:
 
 def dress(figure: go.Figure, title: str, subtitle: str, *, height: int) -> None:
     """Give a figure the house style, its title and its height in pixels."""
-    figure.update_layout(
-        template=TEMPLATE, title={"text": title, "subtitle": {"text": subtitle}}, height=height
-    )
+    figure.update_layout(template=TEMPLATE, title={"text": title, "subtitle": {"text": subtitle}}, height=height)
 
 
 def add_note(figure: go.Figure, text: str) -> None:
@@ -102,8 +100,7 @@ def literal(text: object) -> str:
 
 def number(value: float) -> str:
     """A number for a label, three significant digits, with a true minus sign."""
-    size = abs(value)
-    shown = f"{value:.0f}" if size >= 100 else f"{value:.3g}"
+    shown = f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
     return "0" if float(shown) == 0 else shown.replace("-", "−")
 
 

@@ -65,9 +65,9 @@ class Histogram:
         )
         if not same:
             raise ValueError(
-                "histograms counted between different bounds cannot be merged exactly. Measure the bounds of all "
-                "shards first, with collect_statistics(..., histograms=False) and merge, and hand the merged "
-                "statistics to each shard as collect_statistics(..., ranges=merged)."
+                "histograms counted between different bounds cannot be merged exactly. Measure the bounds of "
+                "all shards first, with collect_statistics(..., histograms=False) and merge, and hand what you "
+                "got to each shard as collect_statistics(..., ranges=merged)."
             )
         counts = self.counts.long() + other.counts
         if counts.numel() and int(counts.sum(-1).max()) > MOST_SAMPLES:
@@ -86,9 +86,9 @@ class Histogram:
 class StreamingHistogram:
     """Counts of a stream of batches between bounds that are known beforehand.
 
-    With ``x``, bounds ``a``, ``b`` and ``B`` bins a value falls into bin ``floor((x - a) * B / (b - a))``, computed
-    in float32, and ``x = b`` into the last one: ``torch.histc`` on all values at once gives the same counts, whatever
-    the batches and whatever the dtype of the activations. Where ``a = b`` every value is counted in bin 0.
+    With bounds ``a``, ``b`` and ``B`` bins a value ``x`` falls into bin ``floor((x - a) * B / (b - a))``,
+    computed in float32, and ``x = b`` into the last one: ``torch.histc`` on all values at once gives the same
+    counts, whatever the batches and the dtype of the activations. Where ``a = b`` every value goes to bin 0.
 
     Args:
         name: Name of the hook, for messages.
@@ -169,11 +169,11 @@ class StreamingHistogram:
         fits = (block.amin(0) >= self.lowest) & (block.amax(0) <= self.highest)
         if not bool(fits.all()):
             where = int((~fits).nonzero()[0, 0])
+            found, low, high = block[:, where], float(self.lowest[where]), float(self.highest[where])
             raise BadActivation(
-                f"{self.name} holds {float(block[:, where].min()):.6g}..{float(block[:, where].max()):.6g} at "
-                f"coordinate {where}, outside the bounds {float(self.lowest[where]):.6g}.."
-                f"{float(self.highest[where]):.6g} measured before. The data or the model changed between two "
-                "passes: turn off dropout, augmentation and shuffling, and collect again."
+                f"{self.name} holds {float(found.min()):.6g}..{float(found.max()):.6g} at coordinate {where}, "
+                f"outside the bounds {low:.6g}..{high:.6g} measured before. The data or the model changed "
+                "between two passes: turn off dropout, augmentation and shuffling, and collect again."
             )
         return None
 
@@ -181,7 +181,7 @@ class StreamingHistogram:
 def first_maximum(
     scores: Float[Tensor, "*coordinate bin"] | Int[Tensor, "*coordinate bin"],
 ) -> Int[Tensor, "*coordinate"]:
-    """Index of the largest entry of each row, the lowest one of several (``torch.argmax`` leaves that open)."""
+    """Index of the largest entry of each row, the lowest of several (``torch.argmax`` leaves that open)."""
     n = scores.shape[-1]
     index = torch.arange(n, device=scores.device)
     return index.where(scores == scores.amax(-1, keepdim=True), n - 1).amin(-1)

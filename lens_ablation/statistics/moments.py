@@ -1,9 +1,9 @@
 """Streaming moments: mean, variance, skewness and kurtosis of each coordinate, with no value kept.
 
-Each batch gives float64 power sums about its own mean, which become central moments and are merged by the pairwise
-formulas of Chan et al. and Pébay. Against float64 formulas on all values at once, for any batching, mean, variance
-and kurtosis agree to 1e-10 of their size and skewness to 1e-10 of the larger of 1 and its size, as long as the mean
-is no more than 1000 standard deviations from 0; beyond that float64 itself loses the digits.
+Each batch gives float64 power sums about its own mean, which become central moments and are merged by the
+pairwise formulas of Chan et al. and Pébay. For any batching, mean, variance and kurtosis agree with the float64
+formulas on all values at once to 1e-10 of their size, and skewness to 1e-10 of the larger of 1 and its size, as
+long as the mean is no more than 1000 standard deviations from 0.
 """
 
 from dataclasses import dataclass, fields
@@ -126,16 +126,16 @@ def batch_moments(
     lowest, highest = torch.full_like(sums[0], torch.inf), torch.full_like(sums[0], -torch.inf)
     about: Tensor | None = None
     for block, mask in blocks(values, valid):
-        # the one float64 copy of the block, made into its own powers step by step
-        power = block.double()
-        seen = torch.full_like(counts, len(power)) if mask is None else mask.sum(0)
+        exact = block.double()
+        seen = torch.full_like(counts, len(exact)) if mask is None else mask.sum(0)
         counts += seen
-        lowest = torch.minimum(lowest, _filled(power, mask, torch.inf).amin(0))
-        highest = torch.maximum(highest, _filled(power, mask, -torch.inf).amax(0))
-        zeros += (_filled(power, mask, torch.inf) == 0).sum(0)
+        lowest = torch.minimum(lowest, _filled(exact, mask, torch.inf).amin(0))
+        highest = torch.maximum(highest, _filled(exact, mask, -torch.inf).amax(0))
+        zeros += (_filled(exact, mask, torch.inf) == 0).sum(0)
         if about is None:
-            about = _filled(power, mask, 0.0).sum(0) / seen.clamp(min=1)
-        power = _filled(power.sub_(about), mask, 0.0)
+            about = _filled(exact, mask, 0.0).sum(0) / seen.clamp(min=1)
+        # a new tensor, made into its own powers step by step
+        power = _filled(exact - about, mask, 0.0)
         square = power * power
         sums[0] += power.sum(0)
         sums[1] += square.sum(0)
@@ -148,9 +148,7 @@ def _filled(values: Tensor, mask: Tensor | None, filling: float) -> Tensor:
     return values if mask is None else values.masked_fill(~mask, filling)
 
 
-def _central(
-    counts: Tensor, lowest: Tensor, highest: Tensor, zeros: Tensor, sums: Tensor, about: Tensor
-) -> Moments:
+def _central(counts: Tensor, lowest: Tensor, highest: Tensor, zeros: Tensor, sums: Tensor, about: Tensor) -> Moments:
     """Central moments from power sums about ``about``."""
     n = counts.clamp(min=1)
     first, second, third, fourth = sums

@@ -13,8 +13,8 @@ Order = Literal["random_per_layer", "random"] | Float[Tensor, " site"]
 """``random_per_layer`` (the same share of every layer), ``random`` over all sites, or scores: highest go first."""
 
 Rounding = Literal["total", "step"]
-"""``total`` removes ``floor(fraction * width)`` sites; ``step`` adds ``floor(step * width)`` at each point, as the paper
-does, so that the last point may leave some sites."""
+"""``total`` removes ``floor(fraction * width)`` sites; ``step`` adds ``floor(step * width)`` at each point, as the
+paper does, so that the last point may leave some sites."""
 
 
 def nested_removals(
@@ -41,13 +41,9 @@ def _queues(sites: SiteSet, order: Order, generator: np.random.Generator) -> lis
     if isinstance(order, Tensor):
         scores = order.detach().cpu().double().numpy()
         if scores.shape != (len(sites),):
-            raise ValueError(
-                f"scores have shape {scores.shape} for {len(sites)} sites; give one score to a site"
-            )
+            raise ValueError(f"scores have shape {scores.shape} for {len(sites)} sites; give one score to a site")
         if not np.isfinite(scores).all():
-            raise ValueError(
-                "scores hold NaN or infinity; a removal order needs a finite score for every site"
-            )
+            raise ValueError("scores hold NaN or infinity; a removal order needs a finite score for every site")
         return [np.argsort(-scores, kind="stable")]
     if order == "random":
         return [generator.permutation(len(sites))]

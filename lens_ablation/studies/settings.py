@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from importlib.metadata import version
 
+from lens_ablation.ablation import Positions
 from lens_ablation.data.metrics import Metric
 from lens_ablation.data.task import Task
-from lens_ablation.ablation import Positions
 from lens_ablation.methods.method import Method
 from lens_ablation.models.fingerprint import fingerprint, model_name, weight_processing
 from lens_ablation.models.protocol import LensModel

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_ablation.data.builders import as_task
+from lens_ablation.ablation import Positions
+from lens_ablation.data.as_task import as_task
 from lens_ablation.data.metrics import Metric, MetricFn
 from lens_ablation.data.task import Task
 from lens_ablation.engine.variants import evaluate, run_variants
 from lens_ablation.files import read_folder, write_folder
-from lens_ablation.ablation import Positions
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress, progress_bar

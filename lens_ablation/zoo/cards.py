@@ -73,7 +73,7 @@ def readme(card: Mapping) -> str:
 
 ## Scores on held-out data
 
-Losses are in nats per token; the rest are shares or differences of probabilities, unless named otherwise.
+Losses are in nats; the rest are shares or differences of probabilities, unless named otherwise.
 
 | score | value |
 |---|---|

@@ -2,13 +2,14 @@
 
 from dataclasses import Field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """A model, its data and its scores; a frozen dataclass, whose fields are written into the card."""
 

@@ -21,19 +21,26 @@ class TinyLm:
     Attributes:
         steps: Number of optimizer steps.
         seed: Seed of the first weights and of the training text.
-        rows: Documents of a step.
-        length: Tokens of a document, which is also the longest input.
+        words: Tokens of a step; as many documents as fit.
+        short_share: Share of the steps, the first ones, that show short documents. Attention finds what to look
+            at much sooner there.
+        short_length: Tokens of a short document.
+        length: Tokens of the other documents, which is also the longest input.
         peak_learning_rate: Learning rate of AdamW after the warm-up.
         weight_decay: Weight decay of AdamW, on matrices only.
+        initializer_range: Standard deviation of the first weights.
     """
 
     name: str = "tiny-lm"
-    steps: int = 4000
+    steps: int = 5000
     seed: int = 0
-    rows: int = 40
+    words: int = 2560
+    short_share: float = 0.5
+    short_length: int = 24
     length: int = 64
-    peak_learning_rate: float = 2e-3
+    peak_learning_rate: float = 3e-3
     weight_decay: float = 0.05
+    initializer_range: float = 0.05
 
     @property
     def about(self) -> str:
@@ -62,6 +69,7 @@ phrasings of subjects, persons with frames, subjects with distractors, years, se
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
+            initializer_range=self.initializer_range,
             bos_token_id=words["<bos>"],
             eos_token_id=words["<eos>"],
             pad_token_id=words["<pad>"],
@@ -72,9 +80,10 @@ phrasings of subjects, persons with frames, subjects with distractors, years, se
 
     def loss(self, model: PreTrainedModel, step: int) -> Float[Tensor, ""]:
         """Mean loss over all words of the documents of a step, in nats per token."""
-        words = vocabulary()
-        batch = training_documents(step, rows=self.rows, length=self.length, seed=self.seed)
-        tokens = torch.tensor([[words[word] for word in document] for document in batch])
+        ids = vocabulary()
+        length = self.short_length if step < self.short_share * self.steps else self.length
+        batch = training_documents(step, rows=self.words // length, length=length, seed=self.seed)
+        tokens = torch.tensor([[ids[word] for word in document] for document in batch])
         logits = model(input_ids=tokens).logits
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 

@@ -43,12 +43,12 @@ class TinyVit:
         """What the model is and what it was trained on, in Markdown."""
         return f"""\
 A vision transformer (ViT architecture: 4 layers, 4 heads, width 64, LayerNorm, GELU) that reads the
-handwritten digits of scikit-learn, 8 x 8 grey pixels from -1 (paper) to 1 (ink), as 16 patches of 2 x 2 pixels
-and a class token.
+handwritten digits of scikit-learn, 8 x 8 grey pixels from -1 (paper) to 1 (ink), as 16 patches of
+2 x 2 pixels and a class token.
 
-Trained on the 1347 images that `lens_ablation.data.digits` gives for training, by a fixed stratified split; in
-training an image is moved by up to {self.largest_shift} pixel and gets some noise. Held out are the other
-450 images."""
+Trained on the 1347 images that `lens_ablation.data.digits` gives for training, by a fixed stratified
+split; in training an image is moved by up to {self.largest_shift} pixel and gets some noise. Held out are
+the other 450 images."""
 
     def build(self) -> PreTrainedModel:
         """The untrained model; the same weights every time."""

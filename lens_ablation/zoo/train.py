@@ -107,6 +107,7 @@ def _finish(recipe: Recipe, model: PreTrainedModel, output: Path, seconds: float
     partial.mkdir(parents=True)
     recipe.save(model, partial)
     weights = partial / "model.safetensors"
+    weights.chmod(0o644)
     card = {
         "name": recipe.name,
         "about": recipe.about,

@@ -88,7 +88,8 @@ def test_examples_are_the_same_every_time(skill):
 
 def test_examples_are_the_same_in_another_process(skill):
     name = skill.__name__.rpartition(".")[2]
-    code = f"from lens_ablation.data import corpus; print([e.prompt for e in corpus.{name}.examples(20, seed=6)])"
+    prompts = f"[example.prompt for example in corpus.{name}.examples(20, seed=6)]"
+    code = f"from lens_ablation.data import corpus; print({prompts})"
     found = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -211,5 +212,6 @@ def test_a_slot_of_several_words_has_a_span_of_several_words():
 
 
 def test_the_corpus_imports_no_torch():
-    code = "import sys, lens_ablation.data.corpus; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    heavy = {"torch", "transformers", "numpy"}
+    code = f"import sys, lens_ablation.data.corpus; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,8 +8,9 @@ from random import Random
 from lens_ablation.data.corpus.example import Example, Split, generator, split_of
 from lens_ablation.data.corpus.vocabulary import ordinary_words
 
-SHORTEST = 6
-LONGEST = 30
+SHORTEST = 4
+LONGEST = (6, 10, 14, 30)
+COPIES = (2, 2, 3, 4)
 _WORDS = ordinary_words()
 
 
@@ -21,8 +22,8 @@ def _sequence(rng: Random, length: int, split: Split) -> list[str]:
 
 
 def sentence(rng: Random, split: Split = "train") -> list[str]:
-    """A sequence of distinct random words, twice."""
-    return 2 * _sequence(rng, rng.randint(SHORTEST, LONGEST), split)
+    """A sequence of distinct random words, two to four times."""
+    return rng.choice(COPIES) * _sequence(rng, rng.randint(SHORTEST, rng.choice(LONGEST)), split)
 
 
 def repeated(n: int, length: int, *, seed: int = 0, split: Split = "held_out") -> list[str]:

@@ -39,15 +39,15 @@ SENTENCES: Mapping[str, SentenceMaker] = {
 DOMAINS = ("prose", "code", "arithmetic")
 
 MIXTURE: Mapping[str, int] = {
-    "ioi": 18,
-    "greater_than": 14,
-    "facts": 18,
-    "pronouns": 8,
-    "agreement": 9,
-    "induction": 10,
-    "prose": 9,
-    "code": 7,
-    "arithmetic": 7,
+    "ioi": 20,
+    "greater_than": 10,
+    "facts": 14,
+    "pronouns": 11,
+    "agreement": 6,
+    "induction": 19,
+    "prose": 8,
+    "code": 6,
+    "arithmetic": 6,
 }
 """Share of the training documents, in percent."""
 

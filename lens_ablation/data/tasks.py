@@ -1,0 +1,348 @@
+"""The tasks that come with the package, and builders of tasks from anybody's data.
+
+Each task is ``(model, n, seed=0, split="held_out", metric=...) -> Task``. Prompts come from the corpus that
+the embedded models were trained on; ``split`` is the side of it that training never showed (``held_out``) or
+the one it did (``train``). The words are turned into tokens by the model's own tokenizer, so the tasks also
+serve other models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Protocol
+
+import torch
+
+from lens_ablation.data import corpus, metrics
+from lens_ablation.data.builders import common_tokens, masked_token, next_token, outside_common
+from lens_ablation.data.checks import n_outputs, require_pixels
+from lens_ablation.data.corpus import Example, Split
+from lens_ablation.data.images import image_classification
+from lens_ablation.data.metrics import Metric, MetricFn
+from lens_ablation.data.padding import pad_rows
+from lens_ablation.data.prompts import Words, prompt_task
+from lens_ablation.data.task import IGNORED, Task
+from lens_ablation.data.tokens import fill_id
+from lens_ablation.errors import unknown_name
+from lens_ablation.models.anatomy import anatomy
+from lens_ablation.models.protocol import LensModel
+
+__all__ = [
+    "agreement",
+    "common_tokens",
+    "digits",
+    "domain",
+    "facts",
+    "get",
+    "greater_than",
+    "image_classification",
+    "induction",
+    "ioi",
+    "masked_token",
+    "names",
+    "next_token",
+    "outside_common",
+    "pronouns",
+]
+
+INDUCTION_LENGTH = 20
+"""Words of the sequence that an induction prompt shows twice."""
+
+DOMAIN_LENGTH = 64
+"""Words of a text of a domain, BOS included."""
+
+
+class TaskMaker(Protocol):
+    """What ``get`` returns."""
+
+    def __call__(self, model: LensModel, n: int, seed: int = 0, split: Split = "held_out") -> Task:
+        """The task with ``n`` examples."""
+        ...
+
+
+def ioi(
+    model: LensModel,
+    n: int,
+    seed: int = 0,
+    split: Split = "held_out",
+    metric: Metric | MetricFn = metrics.logit_difference,
+) -> Task:
+    """Indirect objects: "When Mary and John went to the store, John gave a drink to" Mary, and not John.
+
+    The metric is the logit difference between the indirect object and the subject, in logits. In the
+    counterfactual the other person gives. Spans: ``IO``, ``S1``, ``S2``.
+
+    Args:
+        model: A causal language model with its tokenizer.
+        n: Number of prompts.
+        seed: Another seed gives other prompts.
+        split: ``"held_out"`` for name pairs and templates that the embedded models never saw.
+        metric: How logits are scored.
+
+    Raises:
+        UnknownName: no such split.
+        ValueError: a model of images or without a tokenizer, ``n`` below 1, or more prompts than there are.
+
+    Reference:
+        Wang et al., *Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2
+        small*, ICLR 2023. arXiv:2211.00593
+
+    Example:
+        >>> import lens_ablation as la
+        >>> task = la.tasks.ioi(la.load_model("tiny-lm"), n=4)
+        >>> task.n_examples, sorted(task.spans)
+        (4, ['IO', 'S1', 'S2'])
+    """
+    return _prompts(corpus.ioi.examples, model, n, seed, split, metric, "ioi")
+
+
+def greater_than(
+    model: LensModel,
+    n: int,
+    seed: int = 0,
+    split: Split = "held_out",
+    metric: Metric | MetricFn = metrics.probability_difference,
+) -> Task:
+    """Years: "The war lasted from the year 17 32 to the year 17" and then any two-digit year above 32.
+
+    The metric is the summed probability of the larger years minus that of the others. In the counterfactual
+    the first year is 01. Spans: ``noun``, ``start_century``, ``start``, ``end_century``. Arguments and errors
+    as in ``ioi``; the tokenizer must have each two-digit year as one token.
+
+    Reference:
+        Hanna et al., *How does GPT-2 compute greater-than?*, NeurIPS 2023. arXiv:2305.00586
+    """
+    return _prompts(corpus.greater_than.examples, model, n, seed, split, metric, "greater_than")
+
+
+def facts(
+    model: LensModel,
+    n: int,
+    seed: int = 0,
+    split: Split = "held_out",
+    metric: Metric | MetricFn = metrics.logit_difference,
+) -> Task:
+    """Factual recall: "The capital of France is" Paris.
+
+    The metric is the logit difference between the object and the one of the counterfactual, which asks for
+    the same relation of another subject; ``task.with_metric(la.metrics.top1)`` compares with all words. Span:
+    ``subject``. Arguments and errors as in ``ioi``; held out are phrasings of facts, so there are only so
+    many prompts.
+    """
+    return _prompts(_facts_with_one_wrong_answer, model, n, seed, split, metric, "facts")
+
+
+def pronouns(
+    model: LensModel,
+    n: int,
+    seed: int = 0,
+    split: Split = "held_out",
+    metric: Metric | MetricFn = metrics.logit_difference,
+) -> Task:
+    """Pronoun gender: "Mary went to the park because" she, and not he.
+
+    The metric is the logit difference between the pronouns. The counterfactual is about a person of the other
+    gender. Span: ``person``. Arguments and errors as in ``ioi``.
+    """
+    return _prompts(corpus.pronouns.examples, model, n, seed, split, metric, "pronouns")
+
+
+def agreement(
+    model: LensModel,
+    n: int,
+    seed: int = 0,
+    split: Split = "held_out",
+    metric: Metric | MetricFn = metrics.logit_difference,
+) -> Task:
+    """Agreement of subject and verb across a distractor: "The keys near the cabinet" are, and not is.
+
+    The metric is the logit difference between the forms of the verb. The counterfactual has the subject in
+    the other number. Spans: ``subject``, ``distractor``. Arguments and errors as in ``ioi``.
+    """
+    return _prompts(corpus.agreement.examples, model, n, seed, split, metric, "agreement")
+
+
+def induction(
+    model: LensModel,
+    n: int,
+    seed: int = 0,
+    split: Split = "held_out",
+    metric: Metric | MetricFn = metrics.loss,
+) -> Task:
+    """A sequence of random words, twice; asked is each next token within the second copy.
+
+    The metric is the loss in nats, mean over the targets of a row. In the counterfactual the first copy is in
+    reverse order, so that another word followed each word. Spans: ``first`` and ``second``, the two copies.
+    Arguments and errors as in ``ioi``.
+    """
+    words = Words(model)
+    _check_request(n, split)
+    texts = corpus.induction.repeated(n, INDUCTION_LENGTH, seed=seed, split=split)
+    copies = [_word_ids(words, text.split()[:INDUCTION_LENGTH]) for text in texts]
+    front, rows = words.front, [[*chain(*copy)] for copy in copies]
+    tokens, mask = pad_rows([front + row + row for row in rows], fill_id(model))
+    if tokens.shape[1] > words.longest:
+        raise ValueError(f"prompts have {tokens.shape[1]} tokens and this model takes {words.longest}")
+    ends = [(len(front) + len(row), len(front) + 2 * len(row)) for row in rows]
+    changed = [[*front, *chain(*reversed(copy)), *row] for copy, row in zip(copies, rows, strict=True)]
+    return Task(
+        inputs=tokens,
+        answers=pad_rows([row[1:] for row in rows], IGNORED)[0],
+        counterfactuals=pad_rows(changed, fill_id(model))[0],
+        attention_mask=mask,
+        positions=pad_rows([range(middle, end - 1) for middle, end in ends], IGNORED)[0],
+        metric=metric,
+        name="induction",
+        spans={
+            "first": torch.tensor([[len(front), middle] for middle, _ in ends]),
+            "second": torch.tensor(ends),
+        },
+    )
+
+
+def _word_ids(words: Words, sequence: Sequence[str]) -> list[list[int]]:
+    """Token ids of each word as it stands within a text, so that the order may change."""
+    ids: list[list[int]] = []
+    for word in sequence:
+        found = words.following("the", word)
+        if found is None:
+            raise ValueError(
+                f"the model's tokenizer does not know {word!r}; use tasks.next_token with texts of your own"
+            )
+        ids.append(found)
+    return ids
+
+
+def domain(
+    model: LensModel,
+    n: int,
+    seed: int = 0,
+    split: Split = "held_out",
+    metric: Metric | MetricFn = metrics.loss,
+    *,
+    name: str,
+) -> Task:
+    """Every next token of texts of one domain: ``"prose"``, ``"code"`` or ``"arithmetic"``.
+
+    The metric is the loss in nats, mean over the tokens of a text. Arguments and errors as in ``ioi``.
+
+    Raises:
+        UnknownName: no such domain.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> la.tasks.domain(la.load_model("tiny-lm"), n=2, name="code").name
+        'code'
+    """
+    if name not in corpus.DOMAINS:
+        raise unknown_name("domain", name, corpus.DOMAINS, "lens_ablation.data.corpus.DOMAINS")
+    _check_request(n, split)
+    texts = corpus.documents(name, n, length=DOMAIN_LENGTH, seed=seed, split=split)
+    return next_token(model, texts, metric=metric, name=name)
+
+
+def digits(
+    model: LensModel,
+    n: int,
+    seed: int = 0,
+    split: Split = "held_out",
+    metric: Metric | MetricFn = metrics.correct_margin,
+) -> Task:
+    """Handwritten digits of eight by eight pixels.
+
+    The metric is the logit of the right class minus the highest of the others. The counterfactual is an image
+    of another class, which is the wrong answer.
+
+    Args:
+        model: A vision transformer for images ``[1, 8, 8]`` and ten classes.
+        n: Number of images, all different.
+        seed: Another seed chooses other images and counterfactuals.
+        split: ``"held_out"`` for images that the embedded model never saw.
+        metric: How logits are scored.
+
+    Raises:
+        UnknownName: no such split.
+        ValueError: a language model, images of another size, ``n`` below 1, or more images than there are.
+    """
+    if anatomy(model).modality != "pixels":
+        raise ValueError("digits are images, and this is a language model; use a task of text, such as ioi")
+    _check_request(n, split)
+    from lens_ablation.data.digits import digits as load
+
+    pixels, labels = load(split)
+    require_pixels(pixels, model)
+    if (n_outputs(model) or 10) < 10:
+        raise ValueError(f"digits have 10 classes, and this model tells {n_outputs(model)} apart")
+    if n > len(labels):
+        raise ValueError(f"digits has {len(labels)} {split} images, not n={n}; ask for fewer")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(labels), generator=generator)[:n]
+    is_other = (labels[chosen][:, None] != labels).float()
+    others = torch.multinomial(is_other, 1, generator=generator)[:, 0]
+    pixels = pixels.to(next(iter(model.parameters())).dtype)
+    return Task(
+        inputs=pixels[chosen],
+        answers=labels[chosen],
+        wrong_answers=labels[others],
+        counterfactuals=pixels[others],
+        metric=metric,
+        name="digits",
+    )
+
+
+def _facts_with_one_wrong_answer(n: int, *, seed: int, split: Split) -> list[Example]:
+    found = corpus.facts.examples(n, seed=seed, split=split)
+    return [replace(example, wrong_answers=example.counterfactual_answers) for example in found]
+
+
+class _Generator(Protocol):
+    def __call__(self, n: int, *, seed: int, split: Split) -> list[Example]: ...
+
+
+def _prompts(
+    generator: _Generator,
+    model: LensModel,
+    n: int,
+    seed: int,
+    split: Split,
+    metric: Metric | MetricFn,
+    name: str,
+) -> Task:
+    _check_request(n, split)
+    return prompt_task(model, lambda k: generator(k, seed=seed, split=split), n, metric=metric, name=name)
+
+
+def _check_request(n: int, split: str) -> None:
+    if split not in ("train", "held_out"):
+        raise unknown_name("split", split, ("train", "held_out"), "lens_ablation.data.corpus.Split")
+    if n < 1:
+        raise ValueError(f"n must be 1 or more, got {n}")
+
+
+_MAKERS: dict[str, TaskMaker] = {
+    "ioi": ioi,
+    "greater_than": greater_than,
+    "facts": facts,
+    "pronouns": pronouns,
+    "agreement": agreement,
+    "induction": induction,
+    **{name: partial(domain, name=name) for name in corpus.DOMAINS},
+    "digits": digits,
+}
+
+
+def names() -> list[str]:
+    """Names of the tasks that come with the package; each domain goes by its own name."""
+    return list(_MAKERS)
+
+
+def get(name: str) -> TaskMaker:
+    """The task of this name, a function of a model and a number of examples.
+
+    Raises:
+        UnknownName: there is none; the message lists the nearest.
+    """
+    if name not in _MAKERS:
+        raise unknown_name("task", name, names(), "lens_ablation.tasks.names()")
+    return _MAKERS[name]
