@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lens_ablation.citations import cite as cite
     from lens_ablation.data import metrics as metrics
     from lens_ablation.data import tasks as tasks
+    from lens_ablation.data.random_inputs import random_inputs as random_inputs
     from lens_ablation.data.task import Task as Task
     from lens_ablation.methods.constant import Constant as Constant
     from lens_ablation.methods.counterfactual import Counterfactual as Counterfactual
@@ -71,6 +72,7 @@ _WHERE = {
     "neurons": "lens_ablation.sites",
     "patterns": "lens_ablation.sites",
     "pruning_curve": "lens_ablation.studies.pruning",
+    "random_inputs": "lens_ablation.data.random_inputs",
     "sweep": "lens_ablation.studies.sweep",
 }
 _MODULES = {
@@ -111,6 +113,7 @@ __all__ = [
     "patterns",
     "plots",
     "pruning_curve",
+    "random_inputs",
     "sweep",
     "tasks",
     "zoo",

@@ -18,9 +18,7 @@ BRIGHTEST = 16.0
 @cache
 def _arrays():
     images, labels = load_digits(return_X_y=True)
-    return train_test_split(
-        images, labels, test_size=HELD_OUT_SHARE, random_state=SPLIT_SEED, stratify=labels
-    )
+    return train_test_split(images, labels, test_size=HELD_OUT_SHARE, random_state=SPLIT_SEED, stratify=labels)
 
 
 def digits(

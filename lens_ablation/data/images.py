@@ -15,7 +15,7 @@ from lens_ablation.data.metrics import Metric, MetricFn
 from lens_ablation.data.sources import Rows, Source, columns, is_on_hub, open_rows
 from lens_ablation.data.task import Task
 from lens_ablation.errors import unknown_name
-from lens_ablation.models.anatomy import anatomy
+from lens_ablation.models.anatomy import anatomy, probe_inputs
 from lens_ablation.models.protocol import LensModel
 
 ImageProcessor = Callable[..., Any]
@@ -96,8 +96,9 @@ def pixels_of(
     if processor is None:
         pixels = torch.stack([_as_pixels(image) for image in images])
     else:
-        parts = [images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE)]
-        pixels = torch.cat([processor(images=list(p), return_tensors="pt")["pixel_values"] for p in parts])
+        pictures = [_with_channels(image, int(probe_inputs(model, n_examples=1).shape[1])) for image in images]
+        parts = [pictures[start : start + _AT_ONCE] for start in range(0, len(pictures), _AT_ONCE)]
+        pixels = torch.cat([processor(images=part, return_tensors="pt")["pixel_values"] for part in parts])
     require_pixels(pixels, model)
     return pixels.to(next(iter(model.parameters())).dtype)
 
@@ -109,6 +110,12 @@ def _load_processor(name: str | Path) -> ImageProcessor:
         return AutoImageProcessor.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(name)!r} gave no image processor: {error}") from error
+
+
+def _with_channels(image: Any, n_channels: int) -> Any:
+    """A picture in the colours that the model reads, as data sets mix grey and coloured ones."""
+    mode = {1: "L", 3: "RGB"}.get(n_channels)
+    return image.convert(mode) if mode is not None and hasattr(image, "convert") else image
 
 
 def _as_pixels(image: object) -> Tensor:

@@ -172,7 +172,7 @@ def checked_batch(part: object, model: LensModel) -> InputBatch:
     """
     inputs, mask = _inputs_and_mask(part)
     inputs = inputs.detach().cpu()
-    if anatomy(model).modality == "pixels" and inputs.ndim == 4:
+    if inputs.ndim == 4:
         require_pixels(inputs, model)
         return InputBatch(inputs.to(next(iter(model.parameters())).dtype), None, None)
     require_tokens(inputs, model)

@@ -6,11 +6,10 @@ the one it did (``train``). The words are turned into tokens by the model's own 
 serve other models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Protocol
 
 import torch
 
@@ -53,12 +52,8 @@ DOMAIN_LENGTH = 64
 """Words of a text of a domain, BOS included."""
 
 
-class TaskMaker(Protocol):
-    """What ``get`` returns."""
-
-    def __call__(self, model: LensModel, n: int, seed: int = 0, split: Split = "held_out") -> Task:
-        """The task with ``n`` examples."""
-        ...
+TaskMaker = Callable[..., Task]
+"""``(model, n, seed=0, split="held_out", metric=...) -> Task``."""
 
 
 def ioi(
@@ -296,12 +291,8 @@ def _facts_with_one_wrong_answer(n: int, *, seed: int, split: Split) -> list[Exa
     return [replace(example, wrong_answers=example.counterfactual_answers) for example in found]
 
 
-class _Generator(Protocol):
-    def __call__(self, n: int, *, seed: int, split: Split) -> list[Example]: ...
-
-
 def _prompts(
-    generator: _Generator,
+    generate: Callable[..., list[Example]],
     model: LensModel,
     n: int,
     seed: int,
@@ -310,7 +301,7 @@ def _prompts(
     name: str,
 ) -> Task:
     _check_request(n, split)
-    return prompt_task(model, lambda k: generator(k, seed=seed, split=split), n, metric=metric, name=name)
+    return prompt_task(model, lambda k: generate(k, seed=seed, split=split), n, metric=metric, name=name)
 
 
 def _check_request(n: int, split: str) -> None:

@@ -68,7 +68,7 @@ def sweep_lines(result: SweepResult, n: int = 5) -> list[str]:
 def curve_lines(curve: PruningCurve) -> list[str]:
     """Mean over seeds at each fraction for a terminal, one line to a fraction."""
     mean = curve.mean.mean(dim=1)
-    width = max(len(method) for method in curve.methods) + 2
+    width = max(8, *(len(method) for method in curve.methods)) + 2
     head = f"{curve.settings['metric']} ({curve.settings['unit']}), mean of {len(curve.seeds)} seeds"
     names = "  removed" + "".join(f"{method:>{width}}" for method in curve.methods)
     rows = [

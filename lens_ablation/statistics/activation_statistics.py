@@ -117,17 +117,18 @@ class PointStatistics:
             ValueError: histograms were counted between different bounds, or the peaks need the values again.
         """
         histogram = peak = positions = None
+        moments = self.moments.merge(other.moments)
         if self.histogram is not None and other.histogram is not None:
             histogram = self.histogram.merge(other.histogram)
-            peak = None if estimator is None else estimator.from_histogram(histogram)
-            if peak is None:
+            found = None if estimator is None else estimator.from_histogram(histogram)
+            if found is None:
                 raise ValueError(
-                    f"peaks by {estimator} cannot be found from merged histograms. Collect them on all data at "
-                    "once, or on shards with OwnRange or Smoothed."
+                    f"peaks by {estimator or 'an unknown estimator'} cannot be found from merged histograms. "
+                    "Collect them on all data at once, or on shards with OwnRange or Smoothed."
                 )
+            peak = seen_only(found, moments)
         if self.positions is not None and other.positions is not None:
             positions = self.positions.merge(other.positions)
-        moments = self.moments.merge(other.moments)
         return replace(self, moments=moments, histogram=histogram, peak=peak, positions=positions)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -257,6 +258,11 @@ class ActivationStatistics:
             raise DamagedFile(
                 f"the statistics in {folder} were changed after they were written: {error}. Collect them again."
             ) from error
+
+
+def seen_only(peak: Float[Tensor, "*coordinate"], moments: Moments) -> Float[Tensor, "*coordinate"]:
+    """Peaks, NaN where no value was seen."""
+    return peak.where(moments.count > 0, torch.nan)
 
 
 _PARTS = {"moments": Moments, "histogram": Histogram, "positions": PositionMeans}

@@ -18,7 +18,7 @@ from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import LensModel, require_evaluation_mode
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sites_exist
-from lens_ablation.statistics.activation_statistics import ActivationStatistics, PointStatistics
+from lens_ablation.statistics.activation_statistics import ActivationStatistics, PointStatistics, seen_only
 from lens_ablation.statistics.cache import StatisticsCache
 from lens_ablation.statistics.histogram import StreamingHistogram
 from lens_ablation.statistics.moments import PositionMeans, StreamingMoments, batch_position_means
@@ -101,7 +101,7 @@ def collect_statistics(
     require_evaluation_mode(model)
     points = _hook_points(model, sites)
     _check_settings(points, positions, peaks, histograms)
-    batches = batches_of(data, model, batch_size or _rows_that_fit(data, model))
+    batches = batches_of(data, model, _rows_that_fit(data, model) if batch_size is None else batch_size)
     n_rows = sum(batch.inputs.shape[0] for batch in batches)
     provenance = Provenance.of_model(
         model,
@@ -225,9 +225,11 @@ class _Rows:
 
     def _answers(self, places: Tensor) -> Bool[Tensor, "row pos"]:
         asked = self._batch.answer_positions
-        if asked is None:
+        if self._batch.attention_mask is None:
             # an image is answered at its class token
             return places == 0
+        if asked is None:
+            raise ValueError("positions='answer' needs data that says where its answers are: pass a Task")
         n_rows, n_pos = places.shape
         chosen = torch.zeros(n_rows, n_pos + 1, dtype=torch.bool, device=places.device)
         return chosen.scatter_(1, asked.where(asked >= 0, n_pos), True)[:, :n_pos]
@@ -291,11 +293,12 @@ class _Recorder:
     def statistics(self) -> PointStatistics:
         """Everything found, in the shape of the activation."""
         shape, means, histogram = self.moments.shape, self.position_means, self.histogram
+        moments = self.moments.moments.reshape(shape)
         return PointStatistics(
             point=self.point,
-            moments=self.moments.moments.reshape(shape),
+            moments=moments,
             histogram=None if histogram is None else histogram.histogram.reshape(shape),
-            peak=None if self.peak is None else self.peak.cpu().reshape(shape),
+            peak=None if self.peak is None else seen_only(self.peak.cpu().reshape(shape), moments),
             positions=None if means is None else means.reshape(shape),
         )
 

@@ -237,7 +237,6 @@ class Averaged:
     n_passes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bins", tuple(self.bins))
         if not self.bins:
             raise ValueError("Averaged needs at least one number of bins, such as bins=(1000, 10000)")
         for bins in self.bins:
@@ -337,7 +336,9 @@ def estimator_from(name: str, settings: Mapping[str, Any]) -> PeakEstimator | No
         ValueError: a setting lies outside what the class allows.
     """
     known = {estimator.__name__: estimator for estimator in ESTIMATORS}
-    return known[name](**settings) if name in known else None
+    # JSON has no tuples
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return known[name](**plain) if name in known else None
 
 
 def smoothed(

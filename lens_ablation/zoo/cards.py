@@ -63,9 +63,7 @@ def versions() -> dict[str, str]:
 
 def readme(card: Mapping) -> str:
     """A card for people, in Markdown."""
-    scores = "\n".join(
-        f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in card["scores"].items()
-    )
+    scores = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in card["scores"].items())
     libraries = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
     return f"""# {card["name"]}
 

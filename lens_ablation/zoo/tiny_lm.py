@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from lens_ablation.data.corpus import MIXTURE, facts, training_documents, vocabulary
 from lens_ablation.zoo.lm_scores import lm_scores
-from lens_ablation.zoo.word_tokenizer import word_tokenizer
+from lens_ablation.zoo.word_tokenizer import save_tokenizer, word_tokenizer
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ phrasings of subjects, persons with frames, subjects with distractors, years, se
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         """Write model and tokenizer for ``from_pretrained``."""
         model.save_pretrained(folder)
-        word_tokenizer(vocabulary(), longest=self.length).save_pretrained(folder)
+        save_tokenizer(word_tokenizer(vocabulary(), longest=self.length), folder)
 
     def scores(self, folder: Path) -> dict[str, float]:
         """Scores of a saved model on held-out text."""

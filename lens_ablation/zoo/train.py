@@ -49,6 +49,7 @@ def train(
         ValueError: A checkpoint of other settings, or a damaged one, lies beside ``output``.
     """
     state = output.with_name(output.name + ".checkpoint")
+    state.mkdir(parents=True, exist_ok=True)
     settings = asdict(recipe)
     model = recipe.build().train()
     optimizer = _optimizer(model, recipe)
@@ -60,9 +61,7 @@ def train(
             loss = _step(model, optimizer, recipe, step)
             if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:
                 if not math.isfinite(loss):
-                    raise RuntimeError(
-                        f"the loss of {recipe.name} is {loss} at step {step}; lower the learning rate"
-                    )
+                    raise RuntimeError(f"the loss of {recipe.name} is {loss} at step {step}; lower the learning rate")
                 done = checkpoint.Progress(step + 1, time.monotonic() - before)
                 checkpoint.save(state, model, optimizer, done, settings)
             advance(1)
@@ -146,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     scores = cards.read(folder)["scores"]

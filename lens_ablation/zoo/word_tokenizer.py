@@ -1,6 +1,8 @@
 """A tokenizer of whole words."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
@@ -33,3 +35,12 @@ def word_tokenizer(vocabulary: Mapping[str, int], *, longest: int) -> PreTrained
         model_max_length=longest,
         clean_up_tokenization_spaces=False,
     )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a tokenizer so that transformers 4 and 5 both load it; they call its class by different names."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

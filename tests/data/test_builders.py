@@ -1,6 +1,7 @@
 """Tasks from anybody's texts, against the evaluation that the peak-ablation paper describes."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,10 @@ def prose(n_words: int) -> list[str]:
     return [" ".join(f"w{i}" for i in range(n_words))]
 
 
+def ids_of(model: Any, text: str) -> list[int]:
+    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 @pytest.fixture
 def parquet(tmp_path):
     path = tmp_path / "texts.parquet"
@@ -43,7 +48,7 @@ def test_every_next_token_is_asked_once(lm, parquet):
     for row, mask, answers, positions, text in zip(
         task.inputs, task.attention_mask, task.answers, task.positions, TEXTS, strict=True
     ):
-        ids = [lm.tokenizer.bos_token_id, *lm.tokenizer(text)["input_ids"]]
+        ids = [lm.tokenizer.bos_token_id, *ids_of(lm, text)]
         assert row[mask].tolist() == ids
         assert answers[answers != IGNORED].tolist() == ids[1:]
         assert positions[positions != IGNORED].tolist() == list(range(len(ids) - 1))
@@ -55,7 +60,7 @@ def test_loss_equals_cross_entropy_of_each_text_alone(lm):
         scores = task.score(forward(lm, task.inputs, attention_mask=task.attention_mask))
         wanted = []
         for text in TEXTS:
-            ids = torch.tensor([[lm.tokenizer.bos_token_id, *lm.tokenizer(text)["input_ids"]]])
+            ids = torch.tensor([[lm.tokenizer.bos_token_id, *ids_of(lm, text)]])
             wanted.append(F.cross_entropy(forward(lm, ids)[0, :-1], ids[0, 1:]))
     torch.testing.assert_close(scores, torch.stack(wanted))
 
@@ -71,7 +76,7 @@ def test_weights_by_targets_give_the_mean_over_tokens(lm):
 
 
 def test_reading_stops_after_the_text_that_brings_more_targets_than_asked(lm):
-    lengths = [len(lm.tokenizer(text)["input_ids"]) for text in TEXTS]
+    lengths = [len(ids_of(lm, text)) for text in TEXTS]
     totals = np.cumsum(lengths)
     for n_tokens in (1, int(totals[2]) - 1, int(totals[2]), int(totals[-1])):
         n_texts = min(int(np.searchsorted(totals, n_tokens, side="right")) + 1, len(TEXTS))
@@ -118,7 +123,7 @@ def test_accuracy_outside_the_common_tokens(lm):
 
 def test_rows_of_common_tokens_only_are_left_out(lm):
     task = next_token(lm, ["The king", "The queen slept"])
-    ids = lm.tokenizer("The king")["input_ids"]
+    ids = ids_of(lm, "The king")
     assert outside_common(task, torch.tensor(ids)).n_examples == 1
     with pytest.raises(ValueError, match="every answer is among"):
         outside_common(task, common_tokens(task))
@@ -130,7 +135,7 @@ def test_skipping_what_was_profiled_gives_other_texts(lm):
     rest = next_token(lm, texts, skip=profile.n_examples)
     assert profile.n_examples + rest.n_examples == len(TEXTS)
     first = rest.inputs[0][rest.attention_mask[0]].tolist() if rest.attention_mask is not None else []
-    assert first[1:] == lm.tokenizer(TEXTS[profile.n_examples])["input_ids"]
+    assert first[1:] == ids_of(lm, TEXTS[profile.n_examples])
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,7 @@ def _words(examples):
 
 def test_no_key_of_a_held_out_example_occurs_in_training(skill):
     train, held_out = (
-        {
-            key
-            for seed in range(3)
-            for example in skill.examples(1500, seed=seed, split=split)
-            for key in example.keys
-        }
+        {key for seed in range(3) for example in skill.examples(1500, seed=seed, split=split) for key in example.keys}
         for split in SPLITS
     )
     assert train

@@ -14,16 +14,12 @@ def test_shapes_range_and_types():
 
 
 def test_every_digit_has_its_share_in_both_parts():
-    train, held_out = (
-        torch.bincount(digits(split)[1], minlength=10).float() for split in ("train", "held_out")
-    )
+    train, held_out = (torch.bincount(digits(split)[1], minlength=10).float() for split in ("train", "held_out"))
     assert torch.allclose(held_out / (train + held_out), torch.tensor(0.25), atol=0.01)
 
 
 def test_no_image_is_in_both_parts():
-    train, held_out = (
-        {image.numpy().tobytes() for image in digits(split)[0]} for split in ("train", "held_out")
-    )
+    train, held_out = ({image.numpy().tobytes() for image in digits(split)[0]} for split in ("train", "held_out"))
     assert not train & held_out
 
 

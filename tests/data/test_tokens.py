@@ -1,5 +1,7 @@
 """Texts become the rows that a model was trained to read."""
 
+from typing import Any
+
 import pytest
 import torch
 from datasets import Dataset
@@ -21,6 +23,10 @@ pytestmark = pytest.mark.model
 KING = "The king was happy ."
 
 
+def ids_of(model: Any, text: str) -> list[int]:
+    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def test_causal_rows_begin_with_bos_once(lm):
     words = lm.tokenizer.get_vocab()
     wanted = [words[word] for word in ("<bos>", *KING.split())]
@@ -29,7 +35,7 @@ def test_causal_rows_begin_with_bos_once(lm):
 
 
 def test_bos_is_left_out_on_request(lm):
-    assert list(text_rows(lm, [KING], prepend_bos=False)) == [lm.tokenizer(KING)["input_ids"]]
+    assert list(text_rows(lm, [KING], prepend_bos=False)) == [ids_of(lm, KING)]
     assert bos_ids(lm, prepend_bos=True) == [lm.tokenizer.bos_token_id]
 
 

@@ -155,3 +155,10 @@ def test_the_command_reports_a_foreign_checkpoint_without_a_traceback(tmp_path, 
 
 def test_recipes_are_listed_under_their_own_names():
     assert all(recipe.name == name for name, recipe in RECIPES.items())
+
+
+def test_the_command_names_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    (tmp_path / "file").write_text("")
+    assert main(["tiny-vit", "--steps", "2", "--output", str(tmp_path / "file" / "vit")]) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err

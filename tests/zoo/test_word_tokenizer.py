@@ -4,13 +4,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from lens_ablation.data.corpus import vocabulary
-from lens_ablation.zoo.word_tokenizer import word_tokenizer
+from lens_ablation.zoo.word_tokenizer import save_tokenizer, word_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    word_tokenizer(vocabulary(), longest=64).save_pretrained(folder)
+    save_tokenizer(word_tokenizer(vocabulary(), longest=64), folder)
     return AutoTokenizer.from_pretrained(folder)
 
 

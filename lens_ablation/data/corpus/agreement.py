@@ -25,10 +25,7 @@ NOUNS = (
         for noun in word_list("key cabinet door window chair table wall roof fence gate road truck car")
     ),
     *((noun, noun + "s") for noun in word_list("boat bird tree plant poster statue painting bell flag desk")),
-    *(
-        (noun, noun + "s")
-        for noun in word_list("pillow carpet computer engine ladder pipe wheel bucket curtain sign")
-    ),
+    *((noun, noun + "s") for noun in word_list("pillow carpet computer engine ladder pipe wheel bucket curtain sign")),
     ("box", "boxes"),
     ("bench", "benches"),
     ("dish", "dishes"),

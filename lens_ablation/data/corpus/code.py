@@ -17,15 +17,13 @@ DIGITS = tuple(str(digit) for digit in range(10))
 
 STATEMENTS = (
     "def {function} ( {a} , {b} ) : NEWLINE INDENT return {a} {operator} {b} NEWLINE DEDENT",
-    "def {function} ( {a} , {b} ) : NEWLINE INDENT {c} = {a} {operator} {b} NEWLINE "
-    "return {c} NEWLINE DEDENT",
+    "def {function} ( {a} , {b} ) : NEWLINE INDENT {c} = {a} {operator} {b} NEWLINE return {c} NEWLINE DEDENT",
     "def is_equal ( {a} , {b} ) : NEWLINE INDENT return {a} == {b} NEWLINE DEDENT",
     "for {a} in range ( {d} ) : NEWLINE INDENT {b} += {a} NEWLINE DEDENT print ( {b} ) NEWLINE",
     "for {a} in {list} : NEWLINE INDENT print ( {a} ) NEWLINE DEDENT",
     "{list} = [ {d} , {e} , {f} ] NEWLINE print ( len ( {list} ) ) NEWLINE",
     "{list} = [ ] NEWLINE {list} . append ( {d} ) NEWLINE {list} . append ( {e} ) NEWLINE",
-    "if {a} {comparison} {d} : NEWLINE INDENT {a} = {e} NEWLINE DEDENT "
-    "else : NEWLINE INDENT {a} = {f} NEWLINE DEDENT",
+    "if {a} {comparison} {d} : NEWLINE INDENT {a} = {e} NEWLINE DEDENT else : NEWLINE INDENT {a} = {f} NEWLINE DEDENT",
     "while {a} {comparison} {d} : NEWLINE INDENT {a} += {e} NEWLINE DEDENT",
     "{a} = {d} NEWLINE {b} = {a} {operator} {e} NEWLINE print ( {b} ) NEWLINE",
     "{a} = {function} ( {b} , {d} ) NEWLINE print ( {a} ) NEWLINE",

@@ -86,10 +86,4 @@ def vocabulary() -> set[str]:
     pronouns = {*FEMALE.values(), *MALE.values()}
     slots = {word for words in SLOTS.values() for word in words}
     at_the_start = {word.capitalize() for word in pronouns}
-    return (
-        fixed_words(OPENINGS + MIDDLES + ENDINGS)
-        | pronouns
-        | at_the_start
-        | slots
-        | {*FEMALE_NAMES, *MALE_NAMES}
-    )
+    return fixed_words(OPENINGS + MIDDLES + ENDINGS) | pronouns | at_the_start | slots | {*FEMALE_NAMES, *MALE_NAMES}

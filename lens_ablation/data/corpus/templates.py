@@ -56,10 +56,7 @@ def fill(template: str, slots: Mapping[str, str]) -> Filled:
 def fixed_words(templates: Iterable[str]) -> set[str]:
     """The words of the templates that are no slots."""
     return {
-        word
-        for template in templates
-        for word in template.split()
-        if word != PROMPT_END and not word.startswith("{")
+        word for template in templates for word in template.split() if word != PROMPT_END and not word.startswith("{")
     }
 
 
