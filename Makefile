@@ -29,8 +29,8 @@ demo: $(VENV)/.ready
 	$(BIN)/lens-ablation demo --output demo-report
 
 test: $(VENV)/.ready $(VENV39)/.ready
-	$(BIN)/python -m pytest
-	$(BIN39)/python -m pytest -m model
+	$(BIN)/python -m pytest -n 2
+	$(BIN39)/python -m pytest -n 2 -m model
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

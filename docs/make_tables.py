@@ -35,7 +35,7 @@ def scores(name: str) -> str:
     """All scores of one embedded model."""
     card = zoo.card(name)
     rows = [f"| {score.replace('_', ' ')} | {value:.4f} |" for score, value in card["scores"].items()]
-    return _rows("| score on held-out data | value |", rows)
+    return _rows("| score | value |", rows)
 
 
 def models() -> str:
@@ -43,7 +43,7 @@ def models() -> str:
     cards: list[Mapping] = [zoo.card(name) for name in zoo.names()]
     rows = [
         f"| `{card['name']}` | {card['parameters']:,} | {card['bytes'] / 1e6:.1f} MB | {card['steps']:,} | "
-        f"{card['training_seconds'] / 60:.0f} min on {card['threads']} CPU threads |"
+        f"{card['training_seconds'] / 60:.0f} min, threads: {card['threads']} |"
         for card in cards
     ]
     return _rows("| model | parameters | weights | steps | training |", rows)

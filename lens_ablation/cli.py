@@ -4,8 +4,11 @@ Torch and TransformerLens are imported inside the commands, so that help and mis
 """
 
 import os
+import signal
+import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -71,7 +74,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no su
 
 def run() -> None:
     """Entry point of the ``lens-ablation`` command."""
+    # so that a batch system which ends the job leaves no half-written output either
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     app()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch with one thread: a second one helps tiny models little, and on a busy machine it slows them tenfold."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _reported(command: Callable[P, None]) -> Callable[P, None]:
@@ -110,7 +128,7 @@ def demo(output: Output = Path("lens-ablation-demo"), quiet: Quiet = False) -> N
     from lens_ablation.report.demo import run_demo
     from lens_ablation.report.output import whole_folder
 
-    with whole_folder(output) as folder:
+    with whole_folder(output) as folder, _one_thread():
         run_demo(folder, progress=not quiet, say=_sayer(quiet))
     _show_report(output, quiet)
 
@@ -392,8 +410,14 @@ def _method(name: str, task: "Task", statistics: "ActivationStatistics | None", 
 
 
 def _load(model: str, device: str) -> "LensModel":
+    import torch
+
     from lens_ablation.models.loading import load_model
 
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return load_model(model, device=device)
 
 

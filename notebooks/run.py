@@ -1,6 +1,6 @@
 """Execute the notebooks from top to bottom: ``python notebooks/run.py [--write] [NAME ...]``.
 
-Fails on the first error. ``--write`` keeps the outputs in the notebooks; figures as plotly's JSON, without its library.
+Fails on the first error. ``--write`` keeps the outputs (not stderr) in the notebooks, figures as plotly's JSON.
 """
 
 import argparse
@@ -34,6 +34,8 @@ def execute(path: Path, *, write: bool) -> None:
         return
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     text = nbformat.writes(notebook)
     if len(text.encode()) > LARGEST:
         raise ValueError(f"{path.name} has {len(text) / 1e6:.1f} MB with its outputs; show less")

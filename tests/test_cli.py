@@ -149,6 +149,7 @@ def test_an_unknown_name_lists_the_nearest(tmp_path: Path, arguments: list[str],
         (["sweep", "tiny-vit", "--task", "digit"], "unknown task 'digit'; nearest: digits"),
         (["sweep", "tiny-vit", "--task", "ioi"], "images"),
         (["sweep", "tiny-vit", "--task", "digits", "--n", "451"], "450"),
+        (["sweep", "tiny-vit", "--task", "digits", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["cite", "peek"], "unknown method 'peek'; nearest: peak"),
         (["sweep", "tiny-vit", "--data", "nowhere.txt"], "there is no file or folder 'nowhere.txt'"),
     ],
@@ -216,7 +217,12 @@ run()
 """
 
 
-def test_ctrl_c_leaves_one_line_and_no_output(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("sent", "code", "line"),
+    [(signal.SIGINT, 130, "interrupted; nothing was written\n"), (signal.SIGTERM, 143, "")],
+    ids=["Ctrl-C", "end of a job"],
+)
+def test_an_interrupted_command_leaves_no_output(tmp_path: Path, sent: signal.Signals, code: int, line: str):
     arguments = [*SWEEP, "--output", str(tmp_path / "run")]
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, *arguments],
@@ -228,8 +234,7 @@ def test_ctrl_c_leaves_one_line_and_no_output(tmp_path: Path):
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said == "interrupted; nothing was written\n"
+    assert (process.returncode, said) == (code, line)
     assert list(tmp_path.iterdir()) == []

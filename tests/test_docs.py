@@ -1,6 +1,7 @@
 """Every Python block of the README and of the help pages runs, and prints what the page says it prints."""
 
 import ast
+import json
 import re
 import runpy
 from contextlib import redirect_stdout
@@ -81,10 +82,19 @@ def test_every_method_has_a_page():
 
 def test_every_exception_has_a_section():
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    exceptions = [name for name, found in vars(errors).items() if isinstance(found, type) and issubclass(found, Exception)]
+    exceptions = [
+        name for name, found in vars(errors).items() if isinstance(found, type) and issubclass(found, Exception)
+    ]
     assert not [name for name in exceptions if f"## {name}\n" not in text]
 
 
 def test_tables_are_those_that_the_cards_give():
     tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
     assert not [name_of(page) for page in tables["PAGES"] if tables["filled"](page) != page.read_text()]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=name_of)
+def test_outputs_kept_in_notebooks_are_of_the_shipped_weights(path: Path):
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    if any(cell["outputs"] for cell in cells):
+        assert la.zoo.card("tiny-lm")["sha256"][:12] in json.dumps(cells), "run: python notebooks/run.py --write"

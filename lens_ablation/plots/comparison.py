@@ -6,7 +6,7 @@ from math import ceil
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_ablation.plots.grid import effect_grid, effect_words, scale_limit, site_noun
+from lens_ablation.plots.grid import effect_grid, scale_limit, site_noun
 from lens_ablation.plots.heatmap import (
     MOST_COLUMNS_WITH_TEXT,
     colour_axis,
@@ -23,9 +23,11 @@ from lens_ablation.plots.style import (
     add_note,
     dress,
     literal,
+    metric_with_unit,
     number,
     plain,
     setting_words,
+    unit_suffix,
 )
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.sweep import SweepResult
@@ -72,11 +74,11 @@ def comparison_figure(
         figure.add_traces(panel_traces(grid, result, end, confidence), rows=row, cols=column)
         axes = panel_axes(grid, kind, result)
         if is_by_layer(kind):
-            axes["yaxis"]["title"]["text"] = f"change ({plain(result.settings['unit'])})"
+            axes["yaxis"]["title"]["text"] = "change"
         figure.update_xaxes(axes["xaxis"], row=row, col=column)
         figure.update_yaxes(axes["yaxis"] if column == 1 else axes["yaxis"] | {"title": None}, row=row, col=column)
-    metric = effect_words(first).removeprefix("change of ")
-    dress(figure, f"Each {site_noun(kind)} ablated alone: change of {metric}", _subtitle(results), height=height)
+    title = f"Each {site_noun(kind)} ablated alone: change of {metric_with_unit(first.settings)}"
+    dress(figure, title, _subtitle(results), height=height)
     figure.update_layout(margin={"t": TOP_MARGIN})
     figure.update_annotations(font={"size": SUBTITLE_SIZE})
     add_note(figure, reading_note(first, grids, end, confidence))
@@ -119,7 +121,4 @@ def _subtitle(results: Sequence[SweepResult]) -> str:
     if len(sources) > 1:
         return f"{len(results)} results"
     baseline = number(float(weighted_mean(first.baseline, first.weights)))
-    unit = plain(first.settings["unit"])
-    return f"{sources.pop()} · untouched model {baseline}" + (
-        f" {unit}" if first.settings["unit"] != first.settings["metric"] else ""
-    )
+    return f"{sources.pop()} · untouched model {baseline}{unit_suffix(first.settings)}"

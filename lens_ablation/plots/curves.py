@@ -11,9 +11,12 @@ from lens_ablation.plots.style import (
     PALETTE,
     SYMBOLS,
     add_note,
+    metric_name,
+    metric_with_unit,
     new_figure,
     plain,
     setting_words,
+    unit_suffix,
 )
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.pruning import PruningCurve
@@ -32,9 +35,9 @@ def pruning_figure(curve: PruningCurve) -> go.Figure:
         >>> curve = la.pruning_curve(model, task, la.heads(model), la.Zero(), seeds=(0, 1), progress=False)
         >>> figure = la.plots.pruning_figure(curve)
     """
-    metric, unit = plain(curve.settings["metric"]), plain(curve.settings["unit"])
+    metric = metric_name(curve.settings)
     figure = new_figure(
-        f"{metric.capitalize()} while {_what(curve)} are removed",
+        f"{metric[0].upper()}{metric[1:]} while {_what(curve)} are removed",
         setting_words(curve.settings, curve.values.shape[-1]),
         height=HEIGHT,
     )
@@ -51,7 +54,7 @@ def pruning_figure(curve: PruningCurve) -> go.Figure:
         annotation_position="top right",
     )
     figure.update_xaxes(title_text="sites removed (%)", range=[-2, 102], dtick=10)
-    figure.update_yaxes(title_text=metric if unit == metric else f"{metric} ({unit})", zeroline=False)
+    figure.update_yaxes(title_text=metric_with_unit(curve.settings), zeroline=False)
     figure.update_layout(legend={"title": {"text": "ablation", "font": {"size": FONT_SIZE}}})
     add_note(figure, _note(curve))
     return figure
@@ -67,7 +70,6 @@ def _removed_percent(curve: PruningCurve) -> np.ndarray:
 
 
 def _line(curve: PruningCurve, mean: np.ndarray, method: str, i: int) -> go.Scatter:
-    metric, unit = plain(curve.settings["metric"]), plain(curve.settings["unit"])
     middle = mean.mean(axis=0)
     details = np.stack(
         [np.asarray(curve.n_removed), mean.min(axis=0), mean.max(axis=0), 100 * np.asarray(curve.fractions)], axis=-1
@@ -84,8 +86,8 @@ def _line(curve: PruningCurve, mean: np.ndarray, method: str, i: int) -> go.Scat
         customdata=details,
         hovertemplate=(
             f"<b>{plain(method)}</b><br>%{{customdata[0]}} of {curve.n_sites} sites removed "
-            f"(%{{x:.1f}} %, asked %{{customdata[3]:.3g}} %)<br>"
-            f"{metric} <b>%{{y:.4g}}</b>{'' if unit == metric else ' ' + unit}{spread}<extra></extra>"
+            f"(%{{x:.1f}} %, asked %{{customdata[3]:.3~g}} %)<br>"
+            f"{metric_name(curve.settings)} <b>%{{y:.4g}}</b>{unit_suffix(curve.settings)}{spread}<extra></extra>"
         ),
     )
 

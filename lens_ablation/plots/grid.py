@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lens_ablation.plots.style import plain
+from lens_ablation.plots.style import metric_with_unit
 from lens_ablation.sites import Site
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.sweep import SweepResult
@@ -105,8 +105,7 @@ def column_title(kind: str) -> str:
 
 def effect_words(result: SweepResult) -> str:
     """What the numbers are, with their unit: ``change of logit difference (logits)``."""
-    metric, unit = plain(result.settings["metric"]), plain(result.settings["unit"])
-    return f"change of {metric}" + (f" ({unit})" if unit != metric else "")
+    return f"change of {metric_with_unit(result.settings)}"
 
 
 def _ticks(shape: tuple[int, ...]) -> tuple[list[float], list[str]]:

@@ -22,11 +22,13 @@ from lens_ablation.plots.style import (
     TEXT,
     TITLE_HEIGHT,
     add_note,
+    metric_name,
     new_figure,
     number,
     plain,
     same_decimals,
     setting_words,
+    unit_suffix,
 )
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.sweep import SweepResult
@@ -87,16 +89,15 @@ def is_by_layer(kind: str) -> bool:
 def subtitle(result: SweepResult) -> str:
     """Model, task, examples, and the metric of the untouched model."""
     baseline = number(float(weighted_mean(result.baseline, result.weights)))
-    metric, unit = plain(result.settings["metric"]), plain(result.settings["unit"])
     words = setting_words(result.settings, result.values.shape[1])
-    return f"{words} · {metric} untouched {baseline}" + (f" {unit}" if unit != metric else "")
+    return f"{words} · {metric_name(result.settings)} untouched {baseline}{unit_suffix(result.settings)}"
 
 
 def reading_note(result: SweepResult, grids: Sequence[EffectGrid], limit: float, confidence: float) -> str:
     """What the colours and marks mean, as far as they occur."""
     by_layer = is_by_layer(result.sites.kind)
     worse = "lowers" if higher_is_better(result) else "raises"
-    words = [f"red: ablating {worse} the {plain(result.settings['metric'])}"]
+    words = [f"red: ablating {worse} the {metric_name(result.settings)}"]
     if by_layer:
         words.append(f"whiskers: {confidence:.0%} interval of the mean over examples")
     elif any((np.abs(grid.mean[np.isfinite(grid.mean)]) > limit).any() for grid in grids):
@@ -174,8 +175,7 @@ def colour_axis(result: SweepResult, grids: Sequence[EffectGrid], limit: float) 
 
 def hover_text(result: SweepResult, value: str, confidence: float) -> str:
     """What hovering over a site shows; ``value`` is plotly's name of the effect."""
-    metric, unit = plain(result.settings["metric"]), plain(result.settings["unit"])
-    unit = "" if unit == metric else f" {unit}"
+    metric, unit = metric_name(result.settings), unit_suffix(result.settings)
     baseline = number(float(weighted_mean(result.baseline, result.weights)))
     return (
         f"<b>%{{hovertext}}</b> · {plain(result.method_name)}<br>"

@@ -98,10 +98,33 @@ def literal(text: object) -> str:
     return html.escape(str(text), quote=False)
 
 
+def metric_name(settings: Mapping[str, object]) -> str:
+    """The metric in words, as a label: ``logit difference``."""
+    return plain(settings["metric"])
+
+
+def unit_suffix(settings: Mapping[str, object]) -> str:
+    """The metric's unit after a number, with a space; empty where the metric's name says it."""
+    unit = plain(settings["unit"])
+    return "" if unit in metric_name(settings) else f" {unit}"
+
+
+def metric_with_unit(settings: Mapping[str, object]) -> str:
+    """The metric as the title of an axis: ``logit difference (logits)``."""
+    unit = unit_suffix(settings).strip()
+    return metric_name(settings) + (f" ({unit})" if unit else "")
+
+
 def number(value: float) -> str:
     """A number for a label, three significant digits, with a true minus sign."""
     shown = f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
     return "0" if float(shown) == 0 else shown.replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A change for a label, with its sign."""
+    shown = number(value)
+    return f"+{shown}" if value > 0 and shown != "0" else shown
 
 
 def same_decimals(value: float, limit: float) -> str:

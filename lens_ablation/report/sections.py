@@ -11,7 +11,7 @@ from lens_ablation.plots.comparison import comparison_figure
 from lens_ablation.plots.curves import pruning_figure
 from lens_ablation.plots.heatmap import sweep_heatmap
 from lens_ablation.plots.histograms import activation_histogram, distribution_gallery
-from lens_ablation.plots.style import number
+from lens_ablation.plots.style import metric_with_unit, number, signed
 from lens_ablation.report.html import Part, Section
 from lens_ablation.sites import Kind, Site
 from lens_ablation.statistics.activation_statistics import ActivationStatistics
@@ -35,7 +35,7 @@ class Effect(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.site} {number(self.effect)} [{number(self.low)}, {number(self.high)}]"
+        return f"{self.site} {signed(self.effect)} [{signed(self.low)}, {signed(self.high)}]"
 
 
 def strongest(result: SweepResult, n: int = 10) -> list[Effect]:
@@ -60,8 +60,7 @@ def strongest(result: SweepResult, n: int = 10) -> list[Effect]:
 
 def sweep_lines(result: SweepResult, n: int = 5) -> list[str]:
     """The strongest sites for a terminal, one line each."""
-    metric, unit = str(result.settings["metric"]).replace("_", " "), result.settings["unit"]
-    head = f"{result.method_name}: change of {metric} ({unit}), with its 95 % interval"
+    head = f"{result.method_name}: change of {metric_with_unit(result.settings)}, with its 95 % interval"
     return [head, *(f"  {effect}" for effect in strongest(result, n))]
 
 
@@ -69,7 +68,7 @@ def curve_lines(curve: PruningCurve) -> list[str]:
     """Mean over seeds at each fraction for a terminal, one line to a fraction."""
     mean = curve.mean.mean(dim=1)
     width = max(8, *(len(method) for method in curve.methods)) + 2
-    head = f"{curve.settings['metric']} ({curve.settings['unit']}), mean of {len(curve.seeds)} seeds"
+    head = f"{metric_with_unit(curve.settings)}, mean of {len(curve.seeds)} seeds"
     names = "  removed" + "".join(f"{method:>{width}}" for method in curve.methods)
     rows = [
         f"  {removed / curve.n_sites:>7.0%}" + "".join(f"{number(float(value)):>{width}}" for value in mean[:, i])
@@ -87,7 +86,8 @@ def sweep_section(title: str, results: Sequence[SweepResult], text: str) -> Sect
         return Section(title, [text, sweep_heatmap(results[0]), table, settings])
     columns = {method: list(map(str, effects)) for method, effects in ranked.items()}
     ranks = pd.DataFrame({"rank": range(1, len(next(iter(columns.values()))) + 1), **columns})
-    legend = f"The strongest sites under each method: effect in {results[0].settings['unit']} [95 % interval]."
+    metric = metric_with_unit(results[0].settings)
+    legend = f"The strongest sites under each method: change of {metric} [95 % interval]."
     return Section(title, [text, comparison_figure(results), legend, ranks, settings])
 
 

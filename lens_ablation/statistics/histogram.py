@@ -88,7 +88,8 @@ class StreamingHistogram:
 
     With bounds ``a``, ``b`` and ``B`` bins a value ``x`` falls into bin ``floor((x - a) * B / (b - a))``,
     computed in float32, and ``x = b`` into the last one: ``torch.histc`` on all values at once gives the same
-    counts, whatever the batches and the dtype of the activations. Where ``a = b`` every value goes to bin 0.
+    counts, whatever the batches and the dtype of the activations. Where ``a = b`` all values go to
+    the middle bin, as ``torch.histc`` has it, which counts between ``a - 1`` and ``a + 1`` then.
 
     Args:
         name: Name of the hook, for messages.
@@ -124,7 +125,10 @@ class StreamingHistogram:
                 f"{float((highest.double() - lowest.double()).max()):.3g}). Collect with histograms=False."
             )
         self.name, self.lowest, self.highest, self.bins, self.outside = name, lowest, highest, bins, outside
-        self._divisor = (highest - lowest).where(highest > lowest, 1.0)
+        varies = highest > lowest
+        self._left = lowest.where(varies, lowest - 1)
+        width = highest.where(varies, highest + 1) - self._left
+        self._width = width.where(width > 0, 1.0)
         self._first_bin = torch.arange(len(lowest), device=lowest.device) * bins
         self._counts = torch.zeros(len(lowest) * bins, dtype=torch.int32, device=lowest.device)
         self._one = torch.ones((), dtype=torch.int32, device=lowest.device)
@@ -156,7 +160,7 @@ class StreamingHistogram:
                 block = block.where(mask, self.lowest)
             inside = self._inside(block)
             counted = inside if mask is None else mask if inside is None else inside & mask
-            index = (block - self.lowest).mul_(self.bins).div_(self._divisor).to(torch.int64)
+            index = (block - self._left).mul_(self.bins).div_(self._width).to(torch.int64)
             index.clamp_(0, self.bins - 1).add_(self._first_bin)
             ones = self._one.expand(index.numel()) if counted is None else counted.int().reshape(-1)
             self._counts.scatter_add_(0, index.reshape(-1), ones)

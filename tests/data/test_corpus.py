@@ -38,7 +38,7 @@ def _words(examples):
 
 def test_no_key_of_a_held_out_example_occurs_in_training(skill):
     train, held_out = (
-        {key for seed in range(3) for example in skill.examples(1500, seed=seed, split=split) for key in example.keys}
+        {key for seed in range(3) for example in skill.examples(600, seed=seed, split=split) for key in example.keys}
         for split in SPLITS
     )
     assert train
@@ -49,8 +49,8 @@ def test_no_key_of_a_held_out_example_occurs_in_training(skill):
 @pytest.mark.parametrize("name", [name for name in SENTENCES if name not in ("prose", "code", "arithmetic")])
 def test_no_held_out_prompt_begins_a_training_sentence(name):
     rng = Random(1)
-    sentences = [" ".join(SENTENCES[name](rng, "train")) + " " for _ in range(3000)]
-    prompts = {example.prompt + " " for example in SKILLS[name].examples(1500, split="held_out")}
+    sentences = [" ".join(SENTENCES[name](rng, "train")) + " " for _ in range(1500)]
+    prompts = {example.prompt + " " for example in SKILLS[name].examples(600, split="held_out")}
     lengths = {len(prompt) for prompt in prompts}
     assert not prompts & {sentence[:length] for sentence in sentences for length in lengths}
 
@@ -59,7 +59,7 @@ def test_no_held_out_prompt_begins_a_training_sentence(name):
 def test_held_out_statements_never_occur_in_training(name):
     def statements(split):
         rng = Random(2)
-        return {" ".join(SENTENCES[name](rng, split)) for _ in range(4000)}
+        return {" ".join(SENTENCES[name](rng, split)) for _ in range(2000)}
 
     assert not statements("train") & statements("held_out")
 
@@ -67,7 +67,7 @@ def test_held_out_statements_never_occur_in_training(name):
 def test_held_out_stories_share_no_sentence_with_training():
     def sentences(split):
         rng = Random(3)
-        stories = (" ".join(corpus.prose.sentence(rng, split)) for _ in range(2000))
+        stories = (" ".join(corpus.prose.sentence(rng, split)) for _ in range(500))
         return {sentence for story in stories for sentence in story.split(" . ")}
 
     quoted = {sentence for sentence in sentences("held_out") if '"' in sentence}

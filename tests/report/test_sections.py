@@ -31,6 +31,7 @@ def test_the_strongest_sites_come_first_whatever_their_sign():
     assert [effect.site for effect in found] == ["L1H1", "L1H3"]
     assert found[0].low <= found[0].effect <= found[0].high < 0
     assert str(found[0]).startswith("L1H1 −3.00 [−3.")
+    assert str(found[1]).startswith("L1H3 +2.00 [+1.9")
 
 
 def test_lines_for_a_terminal():

@@ -41,7 +41,7 @@ def repeated(n: int, length: int, *, seed: int = 0, split: Split = "held_out") -
 def _example(rng: Random, length: int, split: Split) -> Example:
     words = _sequence(rng, length, split)
     at = rng.randrange(1, length)
-    wrong = rng.choice([word for word in _WORDS if word not in words])
+    wrong = next(word for word in rng.sample(_WORDS, length + 1) if word not in words)
     changed = [*words[:at], wrong, *words[at + 1 :]]
     return Example(
         prompt=" ".join(words + words[:at]),
