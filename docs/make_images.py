@@ -42,7 +42,7 @@ def draw(figure: go.Figure, path: Path, *, width: int = 1000) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         raise FileNotFoundError("Chromium draws the pictures and was not found; install it, for example with apt")
-    height = int(figure.layout.height)
+    height = int(figure.to_dict()["layout"]["height"])
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
         html = figure.to_html(full_html=False, config={"displayModeBar": False}, default_width=f"{width}px")

@@ -142,6 +142,9 @@ def stats(
     sites: SiteKind = "heads",
     n: Examples = 512,
     seed: Seed = 0,
+    allow_small: Annotated[
+        bool, typer.Option("--allow-small", help="Accept fewer than 100 values of an activation.")
+    ] = False,
     device: Device = "cpu",
     output: Output = Path("lens-ablation-stats"),
     quiet: Quiet = False,
@@ -160,7 +163,7 @@ def stats(
     with whole_folder(output) as folder:
         loaded = _load(model, device)
         asked = _task(loaded, task, data, n, seed, split="train")
-        found = collect_statistics(loaded, asked, _sites(loaded, sites), progress=not quiet)
+        found = collect_statistics(loaded, asked, _sites(loaded, sites), allow_small=allow_small, progress=not quiet)
         save_statistics(folder, STATISTICS, found)
         section = statistics_section(_title(sites, model, asked.name), found)
         write_report(folder, f"Activations of {model} on {asked.name}", [section])

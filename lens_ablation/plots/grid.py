@@ -21,7 +21,10 @@ _NOUNS = {
 }
 
 CLIP_AT, LEEWAY = 3.0, 1.25
-"""The scale ends at so many root mean squares of the effects, if the largest lies beyond it by that factor or more."""
+"""The scale ends at so many root mean squares of the effects, if the largest lies beyond that by this factor."""
+
+ROUNDING = 1e-6
+"""Effects below this part of the largest are zeros, and say nothing about the usual size of an effect."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +90,11 @@ def effect_grid(result: SweepResult, *, confidence: float = 0.95) -> EffectGrid:
 def scale_limit(grids: Sequence[EffectGrid]) -> float:
     """Where the common scale ``-limit .. limit`` ends: the largest effect, or less if outliers would eat the scale."""
     effects = np.concatenate([grid.mean[np.isfinite(grid.mean)] for grid in grids])
-    if effects.size == 0 or not effects.any():
+    largest = float(np.abs(effects).max(initial=0))
+    if largest == 0:
         return 1.0
-    largest, usual = np.abs(effects).max(), CLIP_AT * np.sqrt((effects**2).mean())
+    effects = effects[np.abs(effects) > ROUNDING * largest]
+    usual = CLIP_AT * np.sqrt((effects**2).mean())
     return float(usual if largest >= LEEWAY * usual else largest)
 
 

@@ -204,13 +204,18 @@ def _spread(places: Sequence, n: int) -> list:
 
 
 def _name(point: HookPoint, address: tuple[int, ...]) -> str:
-    """The site of a coordinate, or its hook and index where no kind of site is one coordinate."""
+    """The site of a coordinate, or the one that it is a part of, with its index there."""
     axes: Iterator[int] = map(int, address)
-    if point.activation == "z":
-        return str(Site("z", point.layer, head=next(axes), unit=next(axes)))
-    if point.activation == "post":
-        return str(Site("neuron", point.layer, unit=next(axes)))
-    return f"{point.name}[{', '.join(map(str, axes))}]"
+    match point.activation:
+        case "z":
+            return str(Site("z", point.layer, head=next(axes), unit=next(axes)))
+        case "post":
+            return str(Site("neuron", point.layer, unit=next(axes)))
+        case "pattern":
+            whole = Site("pattern", point.layer, head=next(axes))
+        case activation:
+            whole = Site("attention" if activation == "attn_out" else "mlp", point.layer)
+    return f"{whole}[{', '.join(map(str, axes))}]"
 
 
 def _subtitle(statistics: ActivationStatistics, n: int | None = None) -> str:

@@ -25,7 +25,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: 1rem; border-top: 1px solid #e4e7ec; }
 p { max-width: 46rem; margin: .5rem 0 1rem; }
 nav { margin: 1rem 0 0; font-size: .95rem; } nav a { margin-right: 1.1rem; color: #0b5cad; }
-.figure { margin: 1rem 0; overflow-x: auto; } .figure > div { min-width: 560px; }
+.figure { margin: 1rem 0; overflow-x: auto; } .figure > div { min-width: 820px; }
 .table { overflow: auto; max-height: 32rem; margin: 1rem 0; border: 1px solid #e4e7ec; border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .75rem; text-align: left; border-bottom: 1px solid #eef0f3; white-space: nowrap; }

@@ -1,5 +1,7 @@
 """Pruning curves: what lines, bands and hover say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,13 @@ def test_the_untouched_model_is_a_dashed_line():
     line = pruning_figure(curve).layout.shapes[0]
     assert line.line.dash == "dash"
     assert line.y0 == line.y1 == pytest.approx(float(curve.baseline.mean()), rel=1e-6)
+
+
+def test_the_title_says_what_is_removed():
+    curve = a_curve()
+    assert pruning_figure(curve).layout.title.text == "Logit difference while sites are removed"
+    named = replace(curve, settings={**curve.settings, "kind": "z"})
+    assert pruning_figure(named).layout.title.text == "Logit difference while attention neurons are removed"
 
 
 def test_axes_have_units_and_methods_differ_in_more_than_colour():

@@ -62,6 +62,12 @@ def test_outliers_do_not_eat_the_scale_and_are_marked():
     assert figure.data[0].z[0, 5] == pytest.approx(9.0, rel=1e-5)
 
 
+def test_a_single_effect_is_no_outlier_among_zeros():
+    effects = torch.zeros(48)
+    effects[5] = -1.0
+    assert sweep_heatmap(a_sweep(shape=(6, 8), effects=effects)).layout.coloraxis.cmax == pytest.approx(1, rel=0.01)
+
+
 def test_a_scale_can_be_given():
     figure = sweep_heatmap(a_sweep(), limit=0.5)
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (-0.5, 0.5)

@@ -1,5 +1,7 @@
 """Histograms of activations, and the gallery of their shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,20 @@ def test_the_gallery_shows_every_shape_that_occurs_on_a_logarithmic_axis():
     assert shown == labels >= {"near-Gaussian", "Laplace-like", "bimodal", "off-centre", "point mass"}
     assert all(figure.layout[name].type == "log" for name in figure.layout if name.startswith("yaxis"))
     assert sum(trace.type == "bar" for trace in figure.data) == 6
+
+
+@pytest.mark.parametrize(
+    ("activation", "shape", "named"), [("pattern", (1, 2, 3), "L1H0.pattern[1, 2]"), ("mlp_out", (6,), "L1.mlp[5]")]
+)
+def test_coordinates_that_are_no_site_are_named_by_what_they_are_part_of(
+    activation: str, shape: tuple[int, ...], named: str
+):
+    statistics = a_measurement()
+    ((point, found),) = statistics.points.items()
+    other = replace(point, activation=activation)
+    parts = {name: getattr(found, name).reshape(shape) for name in ("moments", "histogram", "peak")}
+    figure = distribution_gallery(replace(statistics, points={other: replace(found, point=other, **parts)}), examples=6)
+    assert any(annotation.text.endswith(f" · {named}") for annotation in figure.layout.annotations)
 
 
 def test_the_legend_of_the_gallery_has_each_mark_once():
