@@ -26,6 +26,13 @@ IMAGE_COLUMNS = ("pixel_values", "pixels", "image", "img")
 _Item = TypeVar("_Item")
 
 
+TOKENS_PER_PASS = 4096
+"""Tokens in a forward pass where the caller leaves the choice; larger passes gain nothing on small models."""
+
+IMAGES_PER_PASS = 256
+"""Images in a forward pass where the caller leaves the choice."""
+
+
 @dataclass(frozen=True, eq=False)
 class InputBatch:
     """Some rows of inputs.
@@ -119,6 +126,11 @@ class Batches:
         if n_rows == 0:
             raise ValueError("the data has no rows, so there is nothing to run the model on")
         self._digests = rows.hexdigest(), answers.hexdigest()
+
+
+def rows_that_fit(inputs: Inputs) -> int:
+    """Rows of such inputs in a forward pass where the caller leaves the choice."""
+    return IMAGES_PER_PASS if inputs.ndim == 4 else max(1, TOKENS_PER_PASS // inputs.shape[1])
 
 
 def batches_of(data: object, model: LensModel, batch_size: int, *, single_pass: bool = False) -> Batches:

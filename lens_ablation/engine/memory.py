@@ -1,24 +1,11 @@
-"""How many rows go into a forward pass, and what happens when they were too many."""
+"""What happens when a forward pass held too many rows."""
 
 import logging
 from collections.abc import Callable
 
 import torch
 
-from lens_ablation.data.task import Task
-
 log = logging.getLogger(__name__)
-
-TOKENS_PER_PASS = 4096
-"""Tokens in a forward pass where the caller leaves the choice; larger passes gain nothing on small models."""
-
-IMAGES_PER_PASS = 256
-"""Images in a forward pass where the caller leaves the choice."""
-
-
-def rows_that_fit(task: Task) -> int:
-    """Rows in a forward pass where the caller leaves the choice."""
-    return IMAGES_PER_PASS if task.n_pos is None else max(1, TOKENS_PER_PASS // task.n_pos)
 
 
 def run_in_chunks(total: int, step: int, run: Callable[[slice], None], *, fixed: bool) -> None:

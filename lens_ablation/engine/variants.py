@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_ablation.ablation import Positions, ablation_hooks, removal_masks, repeat_rows, rows_of_task
+from lens_ablation.data.inputs import rows_that_fit
 from lens_ablation.data.metrics import Metric, answer_logits
 from lens_ablation.data.task import Task
-from lens_ablation.engine.memory import rows_that_fit, run_in_chunks
+from lens_ablation.engine.memory import run_in_chunks
 from lens_ablation.errors import BadActivation
 from lens_ablation.methods.method import Method
 from lens_ablation.models.anatomy import anatomy
@@ -34,7 +35,7 @@ def evaluate(model: LensModel, task: Task, *, batch_size: int | None = None) -> 
     values: list[Tensor] = []
     clean: list[Tensor] = []
     with torch.inference_mode():
-        for batch in task.batches(batch_size or rows_that_fit(task)):
+        for batch in task.batches(batch_size or rows_that_fit(task.inputs)):
             logits = forward(model, batch.inputs.to(input_device(model)), attention_mask=batch.attention_mask)
             if wants_clean:
                 kept = answer_logits(logits, batch).float().cpu().clone()
@@ -87,7 +88,7 @@ def run_variants(
         raise ValueError(f"removed has {removed.shape[1]} columns for {len(sites)} sites")
     require_meaning(model, sites.kind)
     values = torch.empty(len(removed), task.n_examples)
-    capacity = batch_size or rows_that_fit(task)
+    capacity = batch_size or rows_that_fit(task.inputs)
     with torch.inference_mode():
         for start in range(0, task.n_examples, capacity):
             examples = torch.arange(start, min(start + capacity, task.n_examples))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_ablation.data.inputs import Batches, InputBatch, batches_of
+from lens_ablation.data.inputs import Batches, InputBatch, batches_of, rows_that_fit
 from lens_ablation.data.task import Task
 from lens_ablation.errors import BadActivation, HookDidNotFire, StatisticsMismatch, UnsupportedModel
 from lens_ablation.models.capture import align, align_pattern
@@ -30,12 +30,6 @@ StatisticsPositions = Literal["all", "all_but_first", "answer"]
 
 LEAST_SAMPLES = 100
 """Fewest values of a coordinate (or at a position) that statistics rest on, unless ``allow_small``."""
-
-TOKENS_PER_PASS = 4096
-"""Tokens in a forward pass where the caller leaves the choice."""
-
-IMAGES_PER_PASS = 256
-"""Images in a forward pass where the caller leaves the choice."""
 
 PAPER_PEAK = OwnRange()
 """Peak ablation as published."""
@@ -377,8 +371,7 @@ def _check_ranges(ranges: ActivationStatistics, provenance: Provenance) -> None:
 
 
 def _rows_that_fit(data: object, model: LensModel) -> int:
-    inputs = next(iter(batches_of(data, model, 1))).inputs
-    return IMAGES_PER_PASS if inputs.ndim == 4 else max(1, TOKENS_PER_PASS // inputs.shape[1])
+    return rows_that_fit(next(iter(batches_of(data, model, 1))).inputs)
 
 
 def _data_fingerprint(batches: Batches, positions: StatisticsPositions) -> str:

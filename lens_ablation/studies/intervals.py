@@ -46,7 +46,11 @@ def bootstrap_interval(
         1, drawn, torch.ones(n_resamples, n, dtype=torch.float64)
     )
     weighted = counts * weights.to(torch.float64)
-    means = (values.to(torch.float64) @ weighted.T) / weighted.sum(dim=1).clamp(min=1e-12)
-    tail = (1 - confidence) / 2
-    low, high = (torch.quantile(means, q, dim=-1).to(values.dtype) for q in (tail, 1 - tail))
+    weighted = weighted / weighted.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    tail = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    # rows in parts, so that a sweep over many sites does not hold all its resampled means at once
+    ends = [
+        torch.quantile(part.to(torch.float64) @ weighted.T, tail, dim=-1) for part in values.reshape(-1, n).split(4096)
+    ]
+    low, high = torch.cat(ends, dim=1).to(values.dtype).reshape(2, *values.shape[:-1])
     return Interval(low, high)

@@ -203,6 +203,7 @@ def pruning_curve(
         settings={
             **study_settings(model, task, positions),
             "methods": [method_settings(method) for method in compared],
+            "kind": chosen.kind,
             "order": order if isinstance(order, str) else "scores",
             "rounding": rounding,
             "sites": repr(chosen),
