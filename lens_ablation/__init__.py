@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lens_ablation import errors as errors
     from lens_ablation import plots as plots
     from lens_ablation import zoo as zoo
     from lens_ablation.ablation import ablate as ablate
@@ -76,6 +77,7 @@ _WHERE = {
     "sweep": "lens_ablation.studies.sweep",
 }
 _MODULES = {
+    "errors": "lens_ablation.errors",
     "tasks": "lens_ablation.data.tasks",
     "metrics": "lens_ablation.data.metrics",
     "plots": "lens_ablation.plots",
@@ -104,6 +106,7 @@ __all__ = [
     "check_sites",
     "cite",
     "collect_statistics",
+    "errors",
     "heads",
     "hooks",
     "load_model",

@@ -204,7 +204,9 @@ def test_errors_show_where_they_come_from_when_asked(tmp_path: Path, monkeypatch
 
 
 INTERRUPTED = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 from lens_ablation.cli import run
 import lens_ablation.studies.sweep as study
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lens_ablation.data.task import Task
 from lens_ablation.methods.donors import Source, donor_activations, mask_of, pick, rows_of
-from lens_ablation.methods.method import Method, Replacement, Request
+from lens_ablation.methods.method import WANG_2023, Method, Replacement, Request
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import HookPoint
 
@@ -36,12 +36,7 @@ class Counterfactual(Method):
     """
 
     inputs: Source
-    bibtex: ClassVar[str] = """@inproceedings{wang2023interpretability,
-  title     = {Interpretability in the Wild: a Circuit for Indirect Object Identification in {GPT}-2 Small},
-  author    = {Wang, Kevin and Variengien, Alexandre and Conmy, Arthur and Shlegeris, Buck and Steinhardt, Jacob},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2023}
-}"""
+    bibtex: ClassVar[str] = WANG_2023
 
     def __post_init__(self) -> None:
         if isinstance(self.inputs, Task) and self.inputs.counterfactuals is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lens_ablation.errors import BadActivation
 from lens_ablation.methods.measured import covering, measured, statistics_settings
-from lens_ablation.methods.method import Method, Replacement, Request, at_positions
+from lens_ablation.methods.method import WANG_2023, Method, Replacement, Request, at_positions
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import HookPoint
 from lens_ablation.statistics.activation_statistics import ActivationStatistics
@@ -26,6 +27,9 @@ class Mean(Method):
         statistics: From ``collect_statistics`` on this model.
         per_position: Mean at each position; needs statistics collected with ``per_position=True``.
 
+    Reference:
+        Wang et al., *Interpretability in the Wild*, 2022, arXiv:2211.00593, section 2 (mean ablation).
+
     Example:
         >>> import lens_ablation as la
         >>> model = la.load_model("tiny-lm")
@@ -36,6 +40,7 @@ class Mean(Method):
 
     statistics: ActivationStatistics
     per_position: bool = False
+    bibtex: ClassVar[str] = WANG_2023
 
     @property
     def positional(self) -> bool:

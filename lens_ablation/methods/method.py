@@ -41,6 +41,14 @@ POCHINKOV_2024 = """@inproceedings{pochinkov2024investigating,
 }"""
 """BibTeX of the paper behind peak ablation and fixed-input resampling."""
 
+WANG_2023 = """@inproceedings{wang2023interpretability,
+  title     = {Interpretability in the Wild: a Circuit for Indirect Object Identification in {GPT}-2 Small},
+  author    = {Wang, Kevin and Variengien, Alexandre and Conmy, Arthur and Shlegeris, Buck and Steinhardt, Jacob},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2023}
+}"""
+"""BibTeX of the circuit for indirect objects, which ablates to means and to counterfactual prompts."""
+
 Replacement = Callable[[Request], Tensor]
 """Gives what stands in the place of the activation, broadcastable to ``request.shape``."""
 

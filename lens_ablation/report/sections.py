@@ -50,11 +50,9 @@ def strongest(result: SweepResult, n: int = 10) -> list[Effect]:
         3
     """
     low, high = result.interval()
-    order = result.mean.abs().nan_to_num(nan=-1.0).argsort(descending=True, stable=True)[:n]
-    sites = result.sites.take(order.numpy())
     return [
         Effect(str(site), float(result.mean[i]), float(low[i]), float(high[i]))
-        for site, i in zip(sites, order.tolist(), strict=True)
+        for site, i in zip(result.strongest(n), result.ranking[:n].tolist(), strict=True)
     ]
 
 

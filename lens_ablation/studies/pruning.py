@@ -126,7 +126,7 @@ def pruning_curve(
     model: LensModel,
     data: Task | Tensor | Iterable[object],
     sites: SiteSet | Iterable[Site],
-    methods: Method | Sequence[Method],
+    methods: Method | Sequence[Method] | Mapping[str, Method],
     *,
     fractions: Sequence[float] = TENTHS,
     seeds: Sequence[int] = (42, 123, 456),
@@ -145,7 +145,8 @@ def pruning_curve(
         model: A TransformerLens model in evaluation mode; left exactly as it was.
         data: A ``Task``, or anything that makes one.
         sites: Sites to remove from.
-        methods: What stands in the place of the activations; several are compared.
+        methods: What stands in the place of the activations; several are compared, by their own names or by
+            names of yours: ``{"zero": Zero(), ...}``.
         fractions: Shares of the sites removed, rising.
         seeds: One removal order to a seed; with scores as ``order`` only the first is used.
         order: ``random_per_layer``, ``random``, or scores ``[site]``, of which the highest go first.
@@ -174,14 +175,14 @@ def pruning_curve(
     task = as_task(data, model)
     task = task if metric is None else task.with_metric(metric)
     chosen = check_sites_exist(as_site_set(sites), model)
-    compared = [methods] if isinstance(methods, Method) else list(methods)
+    compared = _named(methods)
     if not compared:
         raise ValueError("no methods were given; pass one or several, for example [Zero(), Mean(stats)]")
     used_seeds = tuple(seeds[:1]) if isinstance(order, Tensor) else tuple(seeds)
     if not used_seeds:
         raise ValueError("no seeds were given; pass at least one")
     masks = np.stack([nested_removals(chosen, fractions, order, seed, rounding) for seed in used_seeds])
-    for method in compared:
+    for method in compared.values():
         method.prepare(model, chosen.hook_points, torch.arange(min(1, task.n_examples)))
     task, baseline = evaluate(model, task)
     total = len(compared) * masks.shape[0] * masks.shape[1] * task.n_examples
@@ -189,7 +190,7 @@ def pruning_curve(
     with progress_bar(progress, total, "pruning curve", "row") as advance:
         values = [
             run_variants(model, task, chosen, flat, method, positions=positions, batch_size=batch_size, advance=advance)
-            for method in compared
+            for method in compared.values()
         ]
     return PruningCurve(
         values=torch.stack(values).reshape(len(compared), *masks.shape[:2], task.n_examples),
@@ -198,14 +199,28 @@ def pruning_curve(
         fractions=tuple(float(f) for f in fractions),
         n_removed=tuple(int(n) for n in masks[0].sum(axis=1)),
         n_sites=len(chosen),
-        methods=tuple(method.name for method in compared),
+        methods=tuple(compared),
         seeds=used_seeds,
         settings={
             **study_settings(model, task, positions),
-            "methods": [method_settings(method) for method in compared],
+            "methods": [method_settings(method) for method in compared.values()],
             "kind": chosen.kind,
             "order": order if isinstance(order, str) else "scores",
             "rounding": rounding,
             "sites": repr(chosen),
         },
     )
+
+
+def _named(methods: Method | Sequence[Method] | Mapping[str, Method]) -> dict[str, Method]:
+    """The methods by name; two of one name are refused, because nobody could tell their curves apart."""
+    if isinstance(methods, Mapping):
+        return dict(methods)
+    listed = [methods] if isinstance(methods, Method) else list(methods)
+    names = [method.name for method in listed]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"several methods are called {twice[0]!r}; name them, for example {{'first': ..., 'second': ...}}"
+        )
+    return dict(zip(names, listed, strict=True))

@@ -63,6 +63,15 @@ class SweepResult:
         return bootstrap_interval(self.effect, self.weights, confidence=confidence)
 
     @property
+    def ranking(self) -> Int[Tensor, " site"]:
+        """Places of the sites by the size of their mean effect, largest first, whatever its sign."""
+        return self.mean.abs().nan_to_num(nan=-1.0).argsort(descending=True, stable=True)
+
+    def strongest(self, n: int = 5) -> SiteSet:
+        """The ``n`` sites with the largest mean effects, whatever their sign, largest first."""
+        return self.sites.take(self.ranking[:n].numpy())
+
+    @property
     def method_name(self) -> str:
         """What stood in the place of the ablated activations."""
         method = self.settings["method"]

@@ -176,6 +176,22 @@ def test_pruning_curve_equals_joint_ablation_of_the_same_masks(family: Family):
                 torch.testing.assert_close(curve.values[m, s, f], expected, atol=1e-6, rtol=1e-5)
 
 
+def test_strongest_sites_come_first(gpt2: Family):
+    result = la.sweep(gpt2.model, a_task(gpt2), la.heads(gpt2.model), la.Zero(), progress=False)
+    sizes = [float(result.mean[list(result.sites).index(site)].abs()) for site in result.strongest(4)]
+    assert sizes == sorted(result.mean.abs().tolist(), reverse=True)[:4]
+
+
+def test_methods_may_be_named_and_must_be_told_apart(gpt2: Family):
+    task, heads = a_task(gpt2), la.heads(gpt2.model)
+    two = [la.Resample(task.inputs[:1]), la.Resample(task.inputs[1:2])]
+    with pytest.raises(ValueError, match="several methods are called"):
+        la.pruning_curve(gpt2.model, task, heads, two, progress=False)
+    named = dict(zip(("first", "second"), two, strict=True))
+    curve = la.pruning_curve(gpt2.model, task, heads, named, fractions=(0.5,), seeds=(1,), progress=False)
+    assert curve.methods == ("first", "second")
+
+
 def test_pruning_curve_is_saved_and_loaded(gpt2: Family, tmp_path):
     curve = la.pruning_curve(gpt2.model, a_task(gpt2), la.heads(gpt2.model), la.Zero(), seeds=(1,), progress=False)
     loaded = la.PruningCurve.load(curve.save(tmp_path / "curve"))
