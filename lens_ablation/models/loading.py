@@ -101,14 +101,17 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     level, shown = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    root_level = logging.getLogger("transformer_lens").level
+    others = [logging.getLogger(name) for name in ("transformer_lens", "huggingface_hub")]
+    levels = [other.level for other in others]
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    logging.getLogger("transformer_lens").setLevel(logging.ERROR)
+    for other in others:
+        other.setLevel(logging.ERROR)
     try:
         yield
     finally:
         hf_logging.set_verbosity(level)
-        logging.getLogger("transformer_lens").setLevel(root_level)
+        for other, was in zip(others, levels, strict=True):
+            other.setLevel(was)
         if shown:
             hf_logging.enable_progress_bar()
