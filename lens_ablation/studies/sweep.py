@@ -1,6 +1,6 @@
 """Each site of a set ablated on its own."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _FILE_KIND = "sweep"
+
+SITES_AT_ONCE = 1024
+"""Sites whose flags are held at once."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -168,14 +171,29 @@ def sweep(
     method.prepare(model, chosen.hook_points, torch.arange(min(1, task.n_examples)))
     task, baseline = evaluate(model, task)
     with progress_bar(progress, len(chosen) * task.n_examples, f"sweep: {method.name}", "row") as advance:
-        alone = np.eye(len(chosen), dtype=bool)
-        values = run_variants(
-            model, task, chosen, alone, method, positions=positions, batch_size=batch_size, advance=advance
-        )
+        values = [
+            run_variants(
+                model,
+                task,
+                part,
+                np.eye(len(part), dtype=bool),
+                method,
+                positions=positions,
+                batch_size=batch_size,
+                advance=advance,
+            )
+            for part in _parts(chosen)
+        ]
     return SweepResult(
-        values=values,
+        values=torch.cat(values),
         baseline=baseline,
         weights=task.n_targets,
         sites=chosen,
         settings={**study_settings(model, task, positions), "method": method_settings(method)},
     )
+
+
+def _parts(sites: SiteSet) -> Iterator[SiteSet]:
+    """The sites in parts whose flags, one row to a site, stay small."""
+    for start in range(0, len(sites), SITES_AT_ONCE):
+        yield sites.take(range(start, min(start + SITES_AT_ONCE, len(sites))))
