@@ -19,9 +19,11 @@ def fingerprint(model: LensModel) -> str:
     Cached per model until a weight is written to or replaced.
     """
     weights = sorted(_weights(model))
-    state = tuple((name, weight.data_ptr(), weight._version) for name, weight in weights)
+    # tensors made in inference mode count no writes, so for them nothing is kept
+    counted = not any(weight.is_inference() for _, weight in weights)
+    state = tuple((name, weight.data_ptr(), weight._version if counted else 0) for name, weight in weights)
     cached = _digests.get(model)
-    if cached is not None and cached[0] == state:
+    if counted and cached is not None and cached[0] == state:
         return cached[1]
     digest = hashlib.sha256()
     for name, weight in weights:

@@ -95,3 +95,11 @@ def test_fingerprint_follows_the_weights_and_nothing_else(tmp_path: Path):
 def test_fingerprint_is_that_of_the_checkpoint_not_of_its_wrapping(tmp_path: Path):
     saved("gpt2", tmp_path)
     assert fingerprint(la.load_model(tmp_path)) == fingerprint(build("gpt2").model)
+
+
+def test_a_model_made_in_inference_mode_is_read_anew_each_time():
+    with torch.inference_mode():
+        model = build("gpt2").model
+        before = fingerprint(model)
+        next(iter(model.parameters()))[0] += 1e-3
+        assert fingerprint(model) != before
