@@ -59,10 +59,7 @@ def hooks(
         >>> tokens = la.tasks.ioi(model, n=4).inputs
         >>> logits = model.run_with_hooks(tokens, fwd_hooks=la.hooks(model, la.heads(model)[2, 1], la.Zero()))
     """
-    chosen, rows = _checked(model, sites, positions, attention_mask, task)
-    removed = removal_masks(chosen, np.ones((1, len(chosen)), dtype=bool), anatomy(model))
-    replacement = method.prepare(model, chosen.hook_points)
-    return ablation_hooks(model, removed, replacement, rows, positional=method.positional).pairs
+    return _together(model, sites, method, positions, attention_mask, task).pairs
 
 
 @contextmanager
@@ -90,10 +87,7 @@ def ablate(
         >>> with la.ablate(model, la.heads(model)[2, 1], la.Zero()):
         ...     logits = model(task.inputs)
     """
-    chosen, rows = _checked(model, sites, positions, attention_mask, task)
-    removed = removal_masks(chosen, np.ones((1, len(chosen)), dtype=bool), anatomy(model))
-    replacement = method.prepare(model, chosen.hook_points)
-    installed = ablation_hooks(model, removed, replacement, rows, positional=method.positional)
+    installed = _together(model, sites, method, positions, attention_mask, task)
     with model.hooks(fwd_hooks=installed.pairs):
         yield model
     installed.firings.check_all()
@@ -220,7 +214,8 @@ def ablation_hooks(
     pairs: list[FwdHook] = [(HookPoint("resid_pre", 0).name, firings.pass_began)]
     for point, mask in removed.items():
         if point.activation == "pattern":
-            write = _PatternAtZ(point, mask, replacement, rows, positional, firings)
+            # whatever the method, a pattern is one entry to a pair of positions
+            write = _PatternAtZ(point, mask, replacement, rows, True, firings)
             pairs += [(HookPoint("v", point.layer).name, write.keep_v)]
         else:
             write = _Replace(point, mask, replacement, rows, positional, firings)
@@ -321,6 +316,21 @@ class _PatternAtZ(_Replace):
         values = repeat(v, "row key kv d -> row key (kv group) d", group=n_heads // v.shape[2])
         z = torch.einsum("bhqk,bkhd->bqhd", pattern, values)
         return torch.where(self._where(activation), z, activation)
+
+
+def _together(
+    model: LensModel,
+    sites: Site | SiteSet | Iterable[Site],
+    method: Method,
+    positions: Positions,
+    attention_mask: Tensor | None,
+    task: Task | None,
+) -> InstalledHooks:
+    """The hooks that ablate all sites in every row."""
+    chosen, rows = _checked(model, sites, positions, attention_mask, task)
+    removed = removal_masks(chosen, np.ones((1, len(chosen)), dtype=bool), anatomy(model))
+    replacement = method.prepare(model, chosen.hook_points)
+    return ablation_hooks(model, removed, replacement, rows, positional=method.positional)
 
 
 def _checked(

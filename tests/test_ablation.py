@@ -323,6 +323,23 @@ def test_positional_methods_refuse_generation_with_a_cache(gpt2: Family):
         )
 
 
+def test_patterns_refuse_generation_with_a_cache_and_allow_it_without():
+    family = build("gpt2")
+    prompt, method = family.inputs(n=1), la.Zero()
+    patterns = la.collect_statistics(family.model, family.inputs(9, 12), la.patterns(family.model), allow_small=True)
+    options = {"max_new_tokens": 3, "do_sample": False, "verbose": False, "stop_at_eos": False, "return_type": "tokens"}
+    with (
+        pytest.raises(BadActivation, match="use_past_kv_cache=False"),
+        la.ablate(family.model, la.patterns(family.model)[1], la.Mean(patterns)),
+    ):
+        family.model.generate(prompt, use_past_kv_cache=True, **options)
+    texts = []
+    for sites in (la.patterns(family.model)[1], la.heads(family.model)[1]):
+        with la.ablate(family.model, sites, method):
+            texts.append(family.model.generate(prompt, use_past_kv_cache=False, **options))
+    assert torch.equal(*texts)
+
+
 def test_replacement_takes_the_activations_dtype():
     family = build("gpt2", dtype=torch.bfloat16)
     found = ablated(family, la.heads(family.model), la.Constant(torch.full((N_HEADS, D_HEAD), 0.5)))
