@@ -33,7 +33,7 @@ def tokenizer_of(model: LensModel) -> Any:
 
 def is_bidirectional(model: LensModel) -> bool:
     """Whether every position sees the whole text, as in BERT, so that the next token is no question."""
-    return getattr(model.cfg, "attention_dir", "causal") == "bidirectional"
+    return anatomy(model).bidirectional
 
 
 def require_causal(model: LensModel) -> None:

@@ -31,7 +31,8 @@ class Anatomy:
     """Sizes of a model as its activations show them.
 
     ``d_mlp`` is the measured width of ``hook_post`` (the configuration of some bridges states another).
-    ``fires_pattern_first`` tells whether ``hook_pattern`` fires before ``hook_z``.
+    ``bidirectional`` tells whether an earlier token sees a later one, ``fires_pattern_first`` whether
+    ``hook_pattern`` fires before ``hook_z``.
     """
 
     modality: Literal["tokens", "pixels"]
@@ -41,6 +42,7 @@ class Anatomy:
     d_head: int
     d_mlp: int
     d_model: int
+    bidirectional: bool
     has_pattern: bool
     fires_pattern_first: bool
 
@@ -118,6 +120,7 @@ def _measure(model: LensModel) -> Anatomy:
     kv_heads = shapes["v"][2] if "v" in shapes and len(shapes["v"]) == 4 else n_heads
     return Anatomy(
         modality="tokens" if inputs.dtype == torch.int64 else "pixels",
+        bidirectional=inputs.ndim == 4 or _first_sees_last(model, inputs),
         n_layers=n_layers,
         n_heads=n_heads,
         n_key_value_heads=kv_heads,
@@ -127,3 +130,12 @@ def _measure(model: LensModel) -> Anatomy:
         has_pattern="pattern" in shapes,
         fires_pattern_first="pattern" in order and order.index("pattern") < order.index("z"),
     )
+
+
+def _first_sees_last(model: LensModel, tokens: Int[Tensor, "example pos"]) -> bool:
+    """Whether the logits at the first token move with the last one."""
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % int(model.cfg.d_vocab)
+    with torch.inference_mode():
+        first, other = (forward(model, rows)[:, 0].float() for rows in (tokens, changed))
+    return not torch.allclose(first, other, rtol=1e-5, atol=1e-6)

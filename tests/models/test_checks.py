@@ -44,6 +44,7 @@ def test_anatomy_is_measured_not_read(family: Family):
     assert (sizes.n_layers, sizes.n_heads, sizes.d_head) == (N_LAYERS, N_HEADS, D_HEAD)
     assert (sizes.d_mlp, sizes.d_model) == (D_MLP, D_MODEL)
     assert sizes.n_key_value_heads == (2 if family.name == "llama" else N_HEADS)
+    assert sizes.bidirectional == (family.name in ("bert", "vit"))
     assert sizes.modality == ("pixels" if family.name == "vit" else "tokens")
 
 
