@@ -17,7 +17,7 @@ from lens_ablation.errors import BadActivation, HookDidNotFire
 from lens_ablation.methods.method import Method, Replacement, Request
 from lens_ablation.models.anatomy import Anatomy, anatomy
 from lens_ablation.models.capture import token_positions
-from lens_ablation.models.checks import require_meaning
+from lens_ablation.models.checks import pattern_at_z, require_meaning
 from lens_ablation.models.protocol import FwdHook, LensModel, require_evaluation_mode
 from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sites_exist
 
@@ -313,9 +313,7 @@ class _PatternAtZ(_Replace):
         mask = self.rows.mask_for(n_query)
         if mask is not None:
             pattern = pattern * mask.to(activation.device)[:, None, None, :]
-        values = repeat(v, "row key kv d -> row key (kv group) d", group=n_heads // v.shape[2])
-        z = torch.einsum("bhqk,bkhd->bqhd", pattern, values)
-        return torch.where(self._where(activation), z, activation)
+        return torch.where(self._where(activation), pattern_at_z(pattern, v), activation)
 
 
 def _together(

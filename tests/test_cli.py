@@ -194,7 +194,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path: Pat
     ],
 )
 def test_wrong_usage_has_its_own_exit_code(arguments: list[str]):
-    failed(invoke(*arguments), code=2)
+    assert "Usage:" in failed(invoke(*arguments), code=2)
 
 
 def test_errors_show_where_they_come_from_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ from lens_ablation.data.task import Inputs, Task
 from lens_ablation.data.tokens import fill_id, text_rows
 from lens_ablation.errors import unknown_name
 from lens_ablation.models.anatomy import anatomy
+from lens_ablation.models.capture import token_positions
 from lens_ablation.models.protocol import LensModel, input_device
 
 TEXT_COLUMNS = ("input_ids", "tokens", "text")
@@ -52,7 +53,7 @@ class InputBatch:
         """Position of each token counted from the first real one; ``None`` for images."""
         if self.attention_mask is None:
             return None
-        return (self.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return token_positions(self.attention_mask)
 
     def mapped(self, fn: Callable[[Tensor], Tensor]) -> "InputBatch":
         """The batch with ``fn`` applied to every tensor."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lens_ablation.data import metrics
 from lens_ablation.data.metrics import Metric
+from lens_ablation.models.capture import token_positions
 
 Inputs = Int[Tensor, "example pos"] | Float[Tensor, "example channel height width"]
 
@@ -85,7 +86,7 @@ class Task:
             return None
         if self.attention_mask is None:
             return torch.arange(self.n_pos, device=self.inputs.device).expand(self.n_examples, -1)
-        return (self.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return token_positions(self.attention_mask.bool())
 
     @property
     def answer_positions(self) -> Int[Tensor, "example target"] | None:

@@ -9,7 +9,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_ablation.data.task import Task
-from lens_ablation.methods.donors import Source, donor_activations, mask_of, pick, rows_of
+from lens_ablation.methods.donors import (
+    Source,
+    donors_of,
+    mask_of,
+    pick,
+    rows_of,
+)
 from lens_ablation.methods.method import WANG_2023, Method, Replacement, Request
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import HookPoint
@@ -67,16 +73,11 @@ class Counterfactual(Method):
     ) -> Replacement:
         inputs, mask = self.changed, mask_of(self.inputs)
         n = len(inputs)
-        asked = torch.arange(n) if examples is None else examples.cpu()
-        if len(asked) and int(asked.max()) >= n:
-            raise ValueError(f"Counterfactual has {n} rows and example {int(asked.max())} was asked for")
-        needed, place = asked.unique(return_inverse=True)
-        stored = donor_activations(model, points, inputs[needed], None if mask is None else mask[needed])
-        row_of = torch.full((n,), -1).scatter(0, asked, place)
+        donors = donors_of(model, points, inputs, mask, torch.arange(n), examples)
 
         def replacement(request: Request) -> Tensor:
-            own = row_of[rows_of(request, n)]
+            own = donors.place[rows_of(request, n)]
             is_pattern = request.point.activation == "pattern"
-            return pick(stored[request.point], own, request.positions, is_pattern=is_pattern)
+            return pick(donors.stored[request.point], own, request.positions, is_pattern=is_pattern)
 
         return replacement

@@ -1,6 +1,7 @@
 """Replacements that come from other forward passes of the same model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,6 +38,47 @@ def donor_activations(
         point: (align_pattern if point.activation == "pattern" else align)(kept[point.name], attention_mask)
         for point in points
     }
+
+
+@dataclass(frozen=True, eq=False)
+class Donors:
+    """Activations that examples take over.
+
+    Attributes:
+        stored: Activations of the rows that serve as donors, by hook.
+        rows: Which row of the source each of them is.
+        place: Where among them an example's donor is; ``-1`` for examples that were not asked for.
+    """
+
+    stored: Mapping[HookPoint, Float[Tensor, "donor ..."]]
+    rows: Int[Tensor, " donor"]
+    place: Int[Tensor, " example"]
+
+
+def donors_of(
+    model: LensModel,
+    points: Sequence[HookPoint],
+    source: Tensor,
+    attention_mask: Bool[Tensor, "row pos"] | None,
+    donor: Int[Tensor, " example"],
+    examples: Int[Tensor, " asked"] | None,
+) -> Donors:
+    """Run the rows ``donor[examples]`` of ``source`` (of all examples, if none are named), each once.
+
+    Raises:
+        ValueError: an example is asked for that has no row.
+    """
+    n = len(donor)
+    asked = torch.arange(n) if examples is None else examples.cpu()
+    if len(asked) and int(asked.max()) >= n:
+        raise ValueError(
+            f"the method holds {n} examples and example {int(asked.max())} was asked for; give it the data that is "
+            "being evaluated"
+        )
+    rows, place = donor[asked].unique(return_inverse=True)
+    mask = None if attention_mask is None else attention_mask[rows]
+    stored = donor_activations(model, points, source[rows], mask)
+    return Donors(stored, rows, torch.full((n,), -1).scatter(0, asked, place))
 
 
 def derangement(lengths: Int[Tensor, " example"], seed: int) -> Int[Tensor, " example"]:

@@ -66,7 +66,7 @@ class Mean(Method):
         def replacement(request: Request) -> Tensor:
             if request.point.activation == "pattern":
                 return pooled(request)
-            value = at_positions(tables[request.point][None], request, what="the mean per position")
+            value = at_positions(tables[request.point], request, what="the mean per position")
             if not bool(torch.isfinite(value).all()):
                 raise BadActivation(f"the mean of {request.point} was not measured at every position of this text")
             return value

@@ -96,18 +96,16 @@ class Method(ABC):
         """
 
 
-def at_positions(
-    stored: Float[Tensor, "one length ..."], request: Request, *, what: str
-) -> Float[Tensor, "row pos ..."]:
+def at_positions(stored: Float[Tensor, "length ..."], request: Request, *, what: str) -> Float[Tensor, "row pos ..."]:
     """Rows of a per-position table at the positions that ``request`` asks for.
 
     Raises:
         ValueError: the text is longer than the table; ``what`` names the table.
     """
     longest = int(request.positions.max()) + 1
-    if longest > stored.shape[1]:
+    if longest > stored.shape[0]:
         raise ValueError(
-            f"{what} covers {stored.shape[1]} positions and this text has {longest}. Measure on texts at least as "
+            f"{what} covers {stored.shape[0]} positions and this text has {longest}. Measure on texts at least as "
             "long, or use values pooled over positions."
         )
-    return stored[0][request.positions.to(stored.device)]
+    return stored[request.positions.to(stored.device)]

@@ -13,6 +13,7 @@ from lens_ablation.methods.donors import (
     Source,
     derangement,
     donor_activations,
+    donors_of,
     inputs_of,
     mask_of,
     pick,
@@ -110,23 +111,14 @@ class Resample(Method):
         n = len(inputs)
         n_pos = inputs.shape[1] if inputs.ndim == 2 else 1
         lengths = torch.full((n,), n_pos) if mask is None else mask.sum(dim=1)
-        donors = derangement(lengths, self.seed)
-        asked = torch.arange(n) if examples is None else examples.cpu()
-        if len(asked) and int(asked.max()) >= n:
-            raise ValueError(
-                f"Resample(match='batch') has {n} source examples and example {int(asked.max())} was asked for; give "
-                "it the data that is being evaluated"
-            )
-        needed, place = donors[asked].unique(return_inverse=True)
-        stored = donor_activations(model, points, inputs[needed], None if mask is None else mask[needed])
-        row_of = torch.full((n,), -1).scatter(0, asked, place)
+        donors = donors_of(model, points, inputs, mask, derangement(lengths, self.seed), examples)
 
         def replacement(request: Request) -> Tensor:
             rows = rows_of(request, n)
-            own = row_of[rows]
+            own = donors.place[rows]
             positions = request.positions.cpu().expand(len(rows), -1)
             if inputs.ndim == 2:
-                positions = positions.minimum(lengths[needed][own][:, None] - 1)
-            return pick(stored[request.point], own, positions, is_pattern=request.point.activation == "pattern")
+                positions = positions.minimum(lengths[donors.rows][own][:, None] - 1)
+            return pick(donors.stored[request.point], own, positions, is_pattern=request.point.activation == "pattern")
 
         return replacement

@@ -10,10 +10,12 @@ from weakref import WeakKeyDictionary
 import pandas as pd
 import torch
 from einops import repeat
+from jaxtyping import Float
 from torch import Tensor
 
 from lens_ablation.errors import HookHadNoEffect, UnsupportedModel
 from lens_ablation.models.anatomy import ACTIVATIONS, Anatomy, anatomy, probe_inputs
+from lens_ablation.models.fingerprint import model_name
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import FwdHook, LensModel, require_evaluation_mode
 
@@ -133,7 +135,7 @@ def check_sites(model: LensModel, *, inputs: Tensor | None = None, throw: bool =
         changes["pattern through hook_z"] = _change(clean, through_z)
         direct = _change(clean, _run(model, inputs, [(_name("pattern", layer), lambda a, hook: shifted)]))
     report = SiteReport(
-        model=str(getattr(model.cfg, "model_name", None) or type(model).__name__),
+        model=model_name(model),
         anatomy=sizes,
         changes=changes,
         direct_pattern_write=direct,
@@ -228,12 +230,15 @@ def _pattern_through_z(layer: int, pattern: Tensor) -> list[tuple[str, Callable[
         kept["v"] = v
 
     def write_z(z: Tensor, hook: object) -> Tensor:
-        return _pattern_v(pattern, kept["v"]).to(z)
+        return pattern_at_z(pattern, kept["v"]).to(z)
 
     return [(_name("v", layer), keep_v), (_name("z", layer), write_z)]
 
 
-def _pattern_v(pattern: Tensor, v: Tensor) -> Tensor:
+def pattern_at_z(
+    pattern: Float[Tensor, "row head query key"], v: Float[Tensor, "row key kv_head d_head"]
+) -> Float[Tensor, "row query head d_head"]:
+    """``hook_z`` as ``pattern @ v``, each key and value head serving the query heads of its group."""
     grouped = repeat(v, "row key kv d -> row key (kv group) d", group=pattern.shape[1] // v.shape[2])
     return torch.einsum("bhqk,bkhd->bqhd", pattern.to(grouped), grouped)
 
@@ -242,7 +247,7 @@ def _error_of_z(seen: dict[str, Tensor]) -> float | None:
     if not {"z", "pattern", "v"} <= seen.keys():
         return None
     z = seen["z"].float()
-    return float((z - _pattern_v(seen["pattern"].float(), seen["v"].float())).norm() / z.norm().clamp(min=1e-12))
+    return float((z - pattern_at_z(seen["pattern"].float(), seen["v"].float())).norm() / z.norm().clamp(min=1e-12))
 
 
 def _error_of_residual(seen: dict[str, Tensor]) -> float | None:

@@ -23,7 +23,7 @@ from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.masks import Order, Rounding, nested_removals
-from lens_ablation.studies.settings import method_settings, study_settings
+from lens_ablation.studies.settings import method_settings, reading, require_shape, study_settings
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -109,17 +109,23 @@ class PruningCurve:
             DamagedFile: the folder holds something else, or was changed.
         """
         tensors, plain = read_folder(folder, _FILE_KIND)
-        return cls(
-            values=tensors["values"],
-            baseline=tensors["baseline"],
-            weights=tensors["weights"],
-            fractions=tuple(plain["fractions"]),
-            n_removed=tuple(plain["n_removed"]),
-            n_sites=plain["n_sites"],
-            methods=tuple(plain["methods"]),
-            seeds=tuple(plain["seeds"]),
-            settings=plain["settings"],
-        )
+        with reading(folder):
+            curve = cls(
+                values=tensors["values"],
+                baseline=tensors["baseline"],
+                weights=tensors["weights"],
+                fractions=tuple(float(fraction) for fraction in plain["fractions"]),
+                n_removed=tuple(int(n) for n in plain["n_removed"]),
+                n_sites=int(plain["n_sites"]),
+                methods=tuple(str(method) for method in plain["methods"]),
+                seeds=tuple(int(seed) for seed in plain["seeds"]),
+                settings=dict(plain["settings"]),
+            )
+            sizes = len(curve.methods), len(curve.seeds), len(curve.fractions), len(curve.baseline)
+            require_shape("values", curve.values, sizes)
+            require_shape("weights", curve.weights, sizes[3:])
+            require_shape("n_removed", torch.tensor(curve.n_removed), sizes[2:3])
+            return curve
 
 
 def pruning_curve(

@@ -1,11 +1,16 @@
 """What a result says of how it was made."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
+
+from torch import Tensor
 
 from lens_ablation.ablation import Positions
 from lens_ablation.data.metrics import Metric
 from lens_ablation.data.task import Task
+from lens_ablation.errors import DamagedFile
 from lens_ablation.methods.method import Method
 from lens_ablation.models.fingerprint import fingerprint, model_name, weight_processing
 from lens_ablation.models.protocol import LensModel
@@ -27,6 +32,29 @@ def study_settings(model: LensModel, task: Task, positions: Positions) -> dict[s
         "positions": positions if isinstance(positions, str) else positions.tolist(),
         "versions": {name: version(name) for name in ("lens-ablation", "transformer-lens", "torch")},
     }
+
+
+@contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """Report whatever is wrong with the content of a result's files as ``DamagedFile``."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if isinstance(error, DamagedFile):
+            raise
+        raise DamagedFile(
+            f"the result in {folder} was changed after it was written: {error}. Make it again."
+        ) from error
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a stored tensor of another shape than the rest of the result implies.
+
+    Raises:
+        ValueError: the shape is another.
+    """
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)} and should have {shape}")
 
 
 def method_settings(method: Method) -> Mapping[str, object]:

@@ -22,7 +22,7 @@ from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.intervals import Interval, bootstrap_interval, weighted_mean
-from lens_ablation.studies.settings import method_settings, study_settings
+from lens_ablation.studies.settings import method_settings, reading, require_shape, study_settings
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -116,13 +116,18 @@ class SweepResult:
             DamagedFile: the folder holds something else, or was changed.
         """
         tensors, stored = read_folder(folder, _FILE_KIND)
-        return cls(
-            values=tensors["values"],
-            baseline=tensors["baseline"],
-            weights=tensors["weights"],
-            sites=SiteSet.from_stored(stored["kind"], tensors["addresses"].numpy(), stored["shape"]),
-            settings=stored["settings"],
-        )
+        with reading(folder):
+            sites = SiteSet.from_stored(stored["kind"], tensors["addresses"].numpy(), stored["shape"])
+            n_examples = len(tensors["baseline"])
+            require_shape("values", tensors["values"], (len(sites), n_examples))
+            require_shape("weights", tensors["weights"], (n_examples,))
+            return cls(
+                values=tensors["values"],
+                baseline=tensors["baseline"],
+                weights=tensors["weights"],
+                sites=sites,
+                settings=dict(stored["settings"]),
+            )
 
 
 def sweep(

@@ -53,4 +53,4 @@ def test_padding_without_a_mask_is_refused(tokenizer, rows):
     ],
 )
 def test_text_without_padding_needs_no_mask(tokenizer, rows):
-    require_mask_for_padding(torch.tensor(rows), None, tokenizer)
+    assert require_mask_for_padding(torch.tensor(rows), None, tokenizer) is None

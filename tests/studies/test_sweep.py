@@ -1,6 +1,8 @@
 """Sweeps and pruning curves against plain loops over TransformerLens hooks."""
 
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +111,28 @@ def test_sweep_is_saved_and_loaded(gpt2: Family, tmp_path):
     assert loaded.to_dataframe().equals(result.to_dataframe())
     with pytest.raises(DamagedFile):
         la.PruningCurve.load(tmp_path / "sweep")
+
+
+def edit_manifest(folder: Path, **changed: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["settings"] |= changed
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("changed", [{"fractions": 3}, {"seeds": ["x"]}, {"methods": []}, {"n_removed": [1]}], ids=str)
+def test_curves_changed_by_hand_are_damaged_files(gpt2: Family, tmp_path: Path, changed: dict):
+    curve = la.pruning_curve(gpt2.model, a_task(gpt2), la.heads(gpt2.model), la.Zero(), seeds=(1,), progress=False)
+    edit_manifest(curve.save(tmp_path / "curve"), **changed)
+    with pytest.raises(DamagedFile, match="curve"):
+        la.PruningCurve.load(tmp_path / "curve")
+
+
+@pytest.mark.parametrize("changed", [{"shape": 3}, {"shape": [1, 1]}, {"kind": "mlp"}, {"settings": 5}], ids=str)
+def test_sweeps_changed_by_hand_are_damaged_files(gpt2: Family, tmp_path: Path, changed: dict):
+    result = la.sweep(gpt2.model, a_task(gpt2), la.heads(gpt2.model), la.Zero(), progress=False)
+    edit_manifest(result.save(tmp_path / "sweep"), **changed)
+    with pytest.raises(DamagedFile):
+        la.SweepResult.load(tmp_path / "sweep")
 
 
 def test_metric_given_to_the_verb_replaces_the_tasks_own(gpt2: Family):
