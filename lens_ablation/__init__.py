@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lens_ablation.data import tasks as tasks
     from lens_ablation.data.random_inputs import random_inputs as random_inputs
     from lens_ablation.data.task import Task as Task
+    from lens_ablation.engine.estimate import Estimate as Estimate
+    from lens_ablation.engine.estimate import estimate as estimate
+    from lens_ablation.engine.options import Engine as Engine
     from lens_ablation.methods.constant import Constant as Constant
     from lens_ablation.methods.counterfactual import Counterfactual as Counterfactual
     from lens_ablation.methods.mean import Mean as Mean
@@ -52,6 +55,8 @@ _WHERE = {
     "Method": "lens_ablation.methods.method",
     "Noise": "lens_ablation.methods.noise",
     "Peak": "lens_ablation.methods.peak",
+    "Engine": "lens_ablation.engine.options",
+    "Estimate": "lens_ablation.engine.estimate",
     "PruningCurve": "lens_ablation.studies.pruning",
     "Resample": "lens_ablation.methods.resample",
     "Site": "lens_ablation.sites",
@@ -72,6 +77,7 @@ _WHERE = {
     "mlps": "lens_ablation.sites",
     "neurons": "lens_ablation.sites",
     "patterns": "lens_ablation.sites",
+    "estimate": "lens_ablation.engine.estimate",
     "pruning_curve": "lens_ablation.studies.pruning",
     "random_inputs": "lens_ablation.data.random_inputs",
     "sweep": "lens_ablation.studies.sweep",
@@ -88,6 +94,8 @@ __all__ = [
     "ActivationStatistics",
     "Constant",
     "Counterfactual",
+    "Engine",
+    "Estimate",
     "Mean",
     "Method",
     "Noise",
@@ -107,6 +115,7 @@ __all__ = [
     "cite",
     "collect_statistics",
     "errors",
+    "estimate",
     "heads",
     "hooks",
     "load_model",

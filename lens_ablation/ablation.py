@@ -173,8 +173,15 @@ class Rows:
 class Firings:
     """Counts of firings, compared with the number of forward passes that began since the last comparison."""
 
-    counts: dict[str, int] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
     began: int = 0
+
+    def watch(self, name: str) -> int:
+        """A place among the counts for a hook; several hooks may bear one name."""
+        self.names.append(name)
+        self.counts.append(0)
+        return len(self.counts) - 1
 
     def pass_began(self, activation: Tensor, hook: object) -> None:
         """A watching hook for the first block."""
@@ -184,15 +191,15 @@ class Firings:
         """A watching hook for the last block: every counted hook has fired once by now."""
         self.check(max(1, self.began))
         self.began = 0
-        self.counts = dict.fromkeys(self.counts, 0)
+        self.counts[:] = [0] * len(self.counts)
 
     def check_all(self) -> None:
         """Compare at the end of a block of forward passes, which may have been stopped early."""
-        self.check(max(self.began, *self.counts.values()))
+        self.check(max(self.began, *self.counts))
 
     def check(self, expected: int) -> None:
         """Raise ``HookDidNotFire`` for the first hook with another count."""
-        for name, got in self.counts.items():
+        for name, got in zip(self.names, self.counts, strict=True):
             if got != expected:
                 raise HookDidNotFire(name, expected, got)
 
@@ -211,7 +218,17 @@ def ablation_hooks(
     """The hooks that replace what ``removed`` marks, row by row, and those that watch them."""
     last = anatomy(model).n_layers - 1
     firings = Firings()
-    pairs: list[FwdHook] = [(HookPoint("resid_pre", 0).name, firings.pass_began)]
+    began: FwdHook = (HookPoint("resid_pre", 0).name, firings.pass_began)
+    ended: FwdHook = (HookPoint("resid_post", last).name, firings.pass_ended)
+    written = replacing_hooks(removed, replacement, rows, firings, positional=positional)
+    return InstalledHooks([began, *written, ended], firings)
+
+
+def replacing_hooks(
+    removed: RemovalMasks, replacement: Replacement, rows: Rows, firings: Firings, *, positional: bool
+) -> list[FwdHook]:
+    """The hooks that replace what ``removed`` marks, row by row, and count themselves in ``firings``."""
+    pairs: list[FwdHook] = []
     for point, mask in removed.items():
         if point.activation == "pattern":
             # whatever the method, a pattern is one entry to a pair of positions
@@ -220,11 +237,10 @@ def ablation_hooks(
         else:
             write = _Replace(point, mask, replacement, rows, positional, firings)
         pairs += [(write.writes_at.name, write)]
-        firings.counts[write.writes_at.name] = 0
-    return InstalledHooks([*pairs, (HookPoint("resid_post", last).name, firings.pass_ended)], firings)
+    return pairs
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # TransformerLens names each hook by its repr, and tensors are slow to print
 class _Replace:
     """Writes the replacement over the marked coordinates of one activation ``[row, pos, ...]``."""
 
@@ -234,7 +250,11 @@ class _Replace:
     rows: Rows
     positional: bool
     firings: Firings
+    place: int = field(init=False)
     passes: int = 0
+
+    def __post_init__(self) -> None:
+        self.place = self.firings.watch(self.writes_at.name)
 
     @property
     def writes_at(self) -> HookPoint:
@@ -247,7 +267,7 @@ class _Replace:
         return torch.where(self._where(activation), value, activation)
 
     def _count(self, n_pos: int) -> None:
-        self.firings.counts[self.writes_at.name] += 1
+        self.firings.counts[self.place] += 1
         names_tokens = self.positional or not isinstance(self.rows.where, str) or self.rows.where != "all"
         if n_pos == 1 and names_tokens and self.passes > 0:
             raise BadActivation(
@@ -354,8 +374,9 @@ def _checked(
 
 def rows_of_task(task: Task, positions: Positions, examples: Int[Tensor, " row"] | None = None) -> Rows:
     """Rows that hold these examples of ``task`` (all by default), to be ablated at ``positions``."""
-    part = task if examples is None else task.select(examples)
+    mask = task.attention_mask if examples is None or task.attention_mask is None else task.attention_mask[examples]
     if isinstance(positions, str) and positions == "answer":
+        part = task if examples is None else task.select(examples)
         answered = part.answer_positions
         where: Literal["all", "all_but_first"] | Tensor = (
             torch.zeros(part.n_examples, 1, dtype=torch.int64) if answered is None else answered
@@ -364,7 +385,7 @@ def rows_of_task(task: Task, positions: Positions, examples: Int[Tensor, " row"]
         where = positions[examples]
     else:
         where = _named(positions)
-    return Rows(examples=examples, attention_mask=part.attention_mask, where=where)
+    return Rows(examples=examples, attention_mask=mask, where=where)
 
 
 def _named(positions: Positions) -> Literal["all", "all_but_first"] | Tensor:
@@ -376,6 +397,16 @@ def _named(positions: Positions) -> Literal["all", "all_but_first"] | Tensor:
         return positions
     raise ValueError(
         f"positions must be 'all', 'all_but_first', 'answer' or token indices [row, target], got {positions!r}"
+    )
+
+
+def first_rows(rows: Rows, n: int) -> Rows:
+    """The first ``n`` rows of a forward pass; they number their examples themselves."""
+    assert rows.examples is not None
+    return Rows(
+        examples=rows.examples[:n],
+        attention_mask=None if rows.attention_mask is None else rows.attention_mask[:n],
+        where=rows.where[:n] if isinstance(rows.where, Tensor) and len(rows.where) > 1 else rows.where,
     )
 
 

@@ -44,9 +44,24 @@ class HookDidNotFire(HookError):
             "for. Run lens_ablation.check_sites(model) to see which hook points of this model are live."
         )
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.name, self.expected, self.got)
+
 
 class HookHadNoEffect(HookError):
     """A hook point that accepts a replacement which changes nothing."""
+
+
+class StoreMismatch(ValueError):
+    """A store of shards that belongs to another plan, or a folder that is no store."""
+
+
+class MissingExtra(ImportError):
+    """An optional dependency that is not installed."""
+
+
+class WorkersDied(RuntimeError):
+    """Workers that were killed again and again before they finished a shard."""
 
 
 def unknown_name(kind: str, given: object, known: Iterable[str], listing: str) -> UnknownName:

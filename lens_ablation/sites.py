@@ -1,5 +1,6 @@
 """What can be ablated: sites, and ordered sets of them addressed like arrays."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -151,6 +152,12 @@ class SiteSet:
     def hook_points(self) -> list["HookPoint"]:
         """The hooks that hold these sites, by layer."""
         return [HookPoint(_ACTIVATION[self.kind], layer) for layer in self.layers]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the kind and the addresses, in their order."""
+        named = f"{self.kind} {self.addresses.shape}".encode()
+        return hashlib.sha256(named + np.ascontiguousarray(self.addresses, dtype="<i8").tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.addresses)

@@ -279,9 +279,10 @@ def test_a_hook_that_is_skipped_raises_and_names_itself(gpt2: Family):
 
 
 def test_a_hook_that_fires_twice_in_a_pass_raises():
-    firings = Firings(counts={"blocks.0.attn.hook_z": 0})
+    firings = Firings()
+    firings.watch("blocks.0.attn.hook_z")
     firings.pass_began(torch.zeros(1), None)
-    firings.counts["blocks.0.attn.hook_z"] += 2
+    firings.counts[0] += 2
     with pytest.raises(HookDidNotFire, match="fired 2 times"):
         firings.pass_ended(torch.zeros(1), None)
 

@@ -50,15 +50,32 @@ class Metric:
         Raises:
             ValueError: ``batch`` lacks what the metric needs, or the metric gave another shape.
         """
+        if self.reads == "logits":
+            self.require_needs(batch)
+            return _one_per_example(self, self.fn(logits, batch), batch)
+        return self.of_answers(answer_logits(logits, batch), batch)
+
+    def require_needs(self, batch: "Task") -> None:
+        """Refuse a task that lacks what the metric needs.
+
+        Raises:
+            ValueError: a field is missing.
+        """
         for name in self.needs:
             if getattr(batch, name) is None:
                 raise ValueError(
                     f"metric {self.name!r} needs {name}, which this task does not have. Give the Task "
                     f"{name}=..., or choose another metric with task.with_metric(...)."
                 )
-        if self.reads == "logits":
-            return _one_per_example(self, self.fn(logits, batch), batch)
-        per_target = self.fn(answer_logits(logits, batch), batch)
+
+    def of_answers(self, scores: "AnswerLogits", batch: "Task") -> Float[Tensor, " batch"]:
+        """The score of each example from its logits at the answers alone, ``[batch, target, d_vocab]``.
+
+        Raises:
+            ValueError: as above.
+        """
+        self.require_needs(batch)
+        per_target = self.fn(scores, batch)
         asked = _is_asked(batch).to(per_target.device)
         total = torch.where(asked, per_target, torch.zeros_like(per_target)).sum(dim=1)
         return _one_per_example(self, total / asked.sum(dim=1).clamp(min=1), batch)
@@ -80,14 +97,15 @@ def answer_logits(
     """
     positions = batch.answer_positions
     if logits.ndim == 2:
-        return _widened(logits[:, None])
+        return widened(logits[:, None])
     if positions is None:
         raise ValueError(f"the task has images and the model gave logits {tuple(logits.shape)} with positions")
     index = positions.clamp(min=0).to(logits.device)
-    return _widened(logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[-1])))
+    return widened(logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[-1])))
 
 
-def _widened(logits: Tensor) -> Tensor:
+def widened(logits: Tensor) -> Tensor:
+    """Half precision as float32."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

@@ -1,11 +1,24 @@
-"""What happens when a forward pass held too many rows."""
+"""Memory of forward passes: keeping what was freed, and what happens when a pass held too many rows."""
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
 log = logging.getLogger(__name__)
+
+_LARGEST_KEPT = 2**25 - 2**16
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have the C library keep memory that tensors free instead of handing it back to the system after every pass.
+
+    The GNU library learns from the largest block that it saw freed, up to 32 MiB. Without it a fifth of the time of
+    passes over small models goes into getting the same pages again. Does nothing anywhere else.
+    """
+    torch.empty(_LARGEST_KEPT, dtype=torch.uint8)
 
 
 def run_in_chunks(total: int, step: int, run: Callable[[slice], None], *, fixed: bool) -> None:

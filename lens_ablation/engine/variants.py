@@ -1,150 +1,280 @@
 """The one primitive of every study: forward passes in which each row carries its own ablation."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from lens_ablation.ablation import Positions, ablation_hooks, removal_masks, repeat_rows, rows_of_task
-from lens_ablation.data.inputs import rows_that_fit
-from lens_ablation.data.metrics import Metric, answer_logits
+from lens_ablation.ablation import Positions
+from lens_ablation.data.metrics import Metric
 from lens_ablation.data.task import Task
-from lens_ablation.engine.memory import run_in_chunks
-from lens_ablation.errors import BadActivation
-from lens_ablation.methods.method import Method
+from lens_ablation.engine.executors import run_job
+from lens_ablation.engine.job import Job
+from lens_ablation.engine.memory import keep_freed_memory, run_in_chunks
+from lens_ablation.engine.options import Engine
+from lens_ablation.engine.part import Part
+from lens_ablation.engine.path import Path, plain
+from lens_ablation.engine.proof import path_of
+from lens_ablation.engine.removals import Ablation
+from lens_ablation.engine.size import floating_point_work, rows_in_pass
 from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.checks import require_meaning
-from lens_ablation.models.forward import forward
-from lens_ablation.models.protocol import LensModel, input_device, require_evaluation_mode
-from lens_ablation.sites import SiteSet, check_sites_exist
+from lens_ablation.models.fingerprint import fingerprint, versions
+from lens_ablation.models.protocol import LensModel, require_evaluation_mode
+from lens_ablation.sites import check_sites_exist
+
+SHARD_WORK = 2e12
+"""Floating-point operations in a shard: some ten seconds on two cores."""
+
+SHARD_ROWS = 2**15
+"""Most rows in a shard."""
+
+ROUNDING_SAMPLE = 16
+"""Variants, and examples, that are run again in the model's own dtype when another was asked for."""
+
+LEAST_VARIANTS = 16
+"""Variants in a shard, at least, so that its clean pass costs little beside them."""
 
 
-def evaluate(model: LensModel, task: Task, *, batch_size: int | None = None) -> tuple[Task, Float[Tensor, " example"]]:
-    """The untouched model's metric on each example, and the task with clean logits if its metric needs them.
+class Scores(NamedTuple):
+    """The metric under every variant and of the untouched model, and how they were computed."""
 
-    Raises:
-        BadActivation: a value is not finite.
-        ValueError: the model is in training mode, or the task lacks what its metric needs.
-    """
-    require_evaluation_mode(model)
-    metric = _metric(task)
-    wants_clean = "clean_logits" in metric.needs
-    values: list[Tensor] = []
-    clean: list[Tensor] = []
-    with torch.inference_mode():
-        for batch in task.batches(batch_size or rows_that_fit(task.inputs)):
-            logits = forward(model, batch.inputs.to(input_device(model)), attention_mask=batch.attention_mask)
-            if wants_clean:
-                kept = answer_logits(logits, batch).float().cpu().clone()
-                clean.append(kept)
-                batch = replace(batch, clean_logits=kept)
-            values.append(metric(logits, batch).float().cpu().clone())
-    baseline = torch.cat(values)
-    if not bool(torch.isfinite(baseline).all()):
-        bad = int((~torch.isfinite(baseline)).nonzero()[0])
-        raise BadActivation(
-            f"the untouched model scores {baseline[bad].item()} on example {bad} under {metric.name}; "
-            "nothing can be measured against that. Look for NaN in its weights or inputs, or for masked answers."
-        )
-    return (replace(task, clean_logits=torch.cat(clean)) if wants_clean else task), baseline
+    values: Float[Tensor, "variant example"]
+    baseline: Float[Tensor, " example"]
+    how: Mapping[str, object]
 
 
 def run_variants(
     model: LensModel,
     task: Task,
-    sites: SiteSet,
-    removed: Bool[np.ndarray, "variant site"],
-    method: Method,
+    ablations: Sequence[Ablation],
     *,
     positions: Positions = "all",
     batch_size: int | None = None,
+    engine: Engine | None = None,
     advance: Callable[[int], None] | None = None,
-) -> Float[Tensor, "variant example"]:
+    about: Mapping[str, object] | None = None,
+) -> Scores:
     """The metric of every example under every variant, where a variant removes the sites flagged in its row.
 
-    Several variants share a forward pass; each row of the batch carries its own mask.
+    Several variants share a forward pass; each row of the batch carries its own mask. A variant starts from the
+    clean residual that enters the first block it changes.
 
     Args:
         model: A TransformerLens model in evaluation mode.
-        task: From ``evaluate``, so that it holds clean logits where its metric needs them.
-        sites: Sites of one kind.
-        removed: True where a variant removes a site.
-        method: What stands in the place of removed activations.
+        task: Examples and the metric.
+        ablations: Sites, flags and method; several act together, with as many variants each.
         positions: Which tokens are ablated.
         batch_size: Rows (examples x variants) in a forward pass; ``None`` chooses, and halves it on running out of
             memory.
+        engine: Where and how it is run, and where finished parts are kept.
         advance: Told the number of rows done.
+        about: Goes into the identity of the run beside what is run.
 
     Raises:
+        BadActivation: the untouched model's metric is not finite.
         HookDidNotFire: an ablation fired a wrong number of times.
+        StoreMismatch: the engine's store holds another run.
         ValueError: sites, method and model do not fit together.
     """
+    engine = engine or Engine()
+    job = variants_job(model, task, ablations, positions=positions, batch_size=batch_size, engine=engine, about=about)
+    values, baseline = torch.empty(job.n_variants, task.n_examples), torch.empty(task.n_examples)
+    for shard, found in run_job(job, engine, advance or _ignore):
+        variants, examples = job.plan[shard]
+        values[torch.from_numpy(variants), examples] = found["values"]
+        baseline[examples] = found["baseline"]
+    how = {**job.path.settings, "rows in a pass": job.capacity, "dtype": str(engine.dtype or "the model's")}
+    if engine.dtype is not None:
+        how["rounding"] = rounding(job, values)
+    return Scores(values, baseline, how)
+
+
+def variants_job(
+    model: LensModel,
+    task: Task,
+    ablations: Sequence[Ablation],
+    *,
+    positions: Positions,
+    batch_size: int | None,
+    engine: Engine,
+    about: Mapping[str, object] | None = None,
+) -> "VariantsJob":
+    """The work of ``run_variants`` in shards, checked and planned."""
     require_evaluation_mode(model)
-    sites = check_sites_exist(sites, model)
-    if removed.shape[1] != len(sites):
-        raise ValueError(f"removed has {removed.shape[1]} columns for {len(sites)} sites")
-    require_meaning(model, sites.kind)
-    values = torch.empty(len(removed), task.n_examples)
-    capacity = batch_size or rows_that_fit(task.inputs)
-    with torch.inference_mode():
-        for start in range(0, task.n_examples, capacity):
-            examples = torch.arange(start, min(start + capacity, task.n_examples))
-            part = _Part(model, task, sites, removed, method, positions, examples)
-            _fill(values[:, examples[0] : examples[-1] + 1], part, capacity, batch_size is not None, advance)
-    return values
+    checked = [replace(part, sites=check_sites_exist(part.sites, model)) for part in ablations]
+    if not checked:
+        raise ValueError("no ablations were given; pass at least one Ablation(sites, removed, method)")
+    counts = sorted({part.removed.shape[0] for part in checked})
+    if len(counts) > 1:
+        raise ValueError(f"ablations that act together have as many variants each, got {counts}")
+    for part in checked:
+        require_meaning(model, part.sites.kind)
+        part.method.prepare(model, part.sites.hook_points, torch.arange(min(1, task.n_examples)))
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    path = path_of(model) if engine.reuse else plain("Engine(reuse=False)")
+    capacity = batch_size or rows_in_pass(model, task.inputs)
+    return VariantsJob(
+        model=model,
+        task=task,
+        ablations=tuple(checked),
+        positions=positions,
+        path=path,
+        capacity=capacity,
+        is_fixed=batch_size is not None,
+        clean_bytes=engine.clean_bytes,
+        dtype=engine.dtype,
+        about=about or {},
+    )
 
 
-class _Part:
-    """Some examples of a task, ready to be run under any of the variants."""
+@dataclass(eq=False, kw_only=True)
+class VariantsJob(Job):
+    """Every variant on every example, cut into shards of some variants on some examples."""
 
-    def __init__(
-        self,
-        model: LensModel,
-        task: Task,
-        sites: SiteSet,
-        removed: Bool[np.ndarray, "variant site"],
-        method: Method,
-        positions: Positions,
-        examples: Int[Tensor, " example"],
-    ):
-        self.model, self.sites, self.removed, self.method = model, sites, removed, method
-        self.batch = task.select(examples)
-        self.rows = rows_of_task(task, positions, examples)
-        self.replacement = method.prepare(model, sites.hook_points, examples)
-        self.inputs = self.batch.inputs.to(input_device(model))
+    model: LensModel
+    task: Task
+    ablations: Sequence[Ablation]
+    positions: Positions
+    path: Path
+    capacity: int
+    is_fixed: bool
+    clean_bytes: int
+    dtype: torch.dtype | None
+    about: Mapping[str, object]
+    plan: list[tuple[Int[np.ndarray, " variant"], slice]] = field(init=False)
+    _part: tuple[slice, Part] | None = field(init=False, default=None)
+    _running: LensModel | None = field(init=False, default=None)
 
-    def run(self, chunk: slice) -> Float[Tensor, "variant example"]:
-        """The metric of these examples under a run of variants, in one forward pass."""
-        n, n_examples = chunk.stop - chunk.start, self.batch.n_examples
-        per_row = np.repeat(self.removed[chunk], n_examples, axis=0)
-        masks = removal_masks(self.sites, per_row, anatomy(self.model))
-        rows = repeat_rows(self.rows, n, n_examples)
-        installed = ablation_hooks(self.model, masks, self.replacement, rows, positional=self.method.positional)
-        inputs = self.inputs.repeat(n, *([1] * (self.inputs.ndim - 1)))
-        logits = forward(self.model, inputs, attention_mask=rows.attention_mask, fwd_hooks=installed.pairs)
-        batch = self.batch.select(torch.arange(n_examples).repeat(n))
-        return _metric(batch)(logits, batch).float().cpu().reshape(n, n_examples)
+    def __post_init__(self) -> None:
+        n_layers = anatomy(self.model).n_layers
+        first = np.min([part.removed.first_layers(part.sites, n_layers) for part in self.ablations], axis=0)
+        order = np.argsort(first, kind="stable")
+        n_examples = min(self.capacity, self.task.n_examples)
+        work = floating_point_work(self.model, self.task.inputs)
+        rows = min(SHARD_ROWS, int(SHARD_WORK / work))
+        n_variants = max(LEAST_VARIANTS, self.capacity // n_examples, rows // n_examples)
+        self.plan = [
+            (order[start : start + n_variants], slice(at, min(at + n_examples, self.task.n_examples)))
+            for at in range(0, self.task.n_examples, n_examples)
+            for start in range(0, len(order), n_variants)
+        ]
+
+    @property
+    def n_variants(self) -> int:
+        """How many variants there are."""
+        return self.ablations[0].removed.shape[0]
+
+    @property
+    def shards(self) -> Sequence[int]:
+        return [len(variants) * (examples.stop - examples.start) for variants, examples in self.plan]
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        positions = self.positions if isinstance(self.positions, str) else self.positions.tolist()
+        return {
+            "model": fingerprint(self.model),
+            "task": self.task.fingerprint,
+            "wrong answers": digest_of(self.task.wrong_answers),
+            "metric": _metric(self.task).name,
+            "positions": positions,
+            "ablations": [
+                {
+                    "sites": part.sites.digest,
+                    "removed": part.removed.digest,
+                    "method": {"name": part.method.name, **part.method.settings},
+                }
+                for part in self.ablations
+            ],
+            "rows in a pass": self.capacity,
+            "dtype": str(self.dtype or "the model's"),
+            "path": dict(self.path.settings),
+            "versions": versions(),
+            **self.about,
+        }
+
+    def run(self, shard: int, advance: Callable[[int], None] | None = None) -> dict[str, Tensor]:
+        keep_freed_memory()
+        variants, examples = self.plan[shard]
+        part = self.part_of(examples)
+        values = torch.empty(len(variants), part.n_examples)
+
+        def run(chunk: slice) -> None:
+            flags = [ablation.removed.flags(variants[chunk]) for ablation in self.ablations]
+            values[chunk] = part.scores(flags).float().cpu()
+            if advance is not None:
+                advance(part.n_examples * (chunk.stop - chunk.start))
+
+        run_in_chunks(len(variants), max(1, self.capacity // part.n_examples), run, fixed=self.is_fixed)
+        return {"values": values, "baseline": part.baseline}
+
+    def part_of(self, examples: slice) -> Part:
+        """The examples ready to be run; those of the last shard are often the same."""
+        if self._part is None or self._part[0] != examples:
+            self._part = None
+            if self._running is None:
+                self._running = in_dtype(self.model, self.dtype)
+            part = Part(
+                self._running,
+                self.task,
+                [(ablation.sites, ablation.method) for ablation in self.ablations],
+                self.positions,
+                torch.arange(examples.start, examples.stop),
+                self.path,
+                clean_bytes=self.clean_bytes,
+                prepared_on=self.model,
+            )
+            self._part = (examples, part)
+        return self._part[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_part": None, "_running": None}
 
 
-def _fill(
-    values: Float[Tensor, "variant example"],
-    part: _Part,
-    capacity: int,
-    fixed: bool,
-    advance: Callable[[int], None] | None,
-) -> None:
-    """Write the metric of a part's examples under every variant into ``values``."""
-    n_variants, n_examples = values.shape
+def rounding(job: VariantsJob, values: Float[Tensor, "variant example"]) -> dict[str, object]:
+    """How far values in another dtype are from those in the model's own, on some variants of some examples."""
+    variants = np.unique(np.linspace(0, job.n_variants - 1, min(ROUNDING_SAMPLE, job.n_variants)).astype(np.int64))
+    examples = torch.arange(min(ROUNDING_SAMPLE, job.task.n_examples))
+    sets = [(ablation.sites, ablation.method) for ablation in job.ablations]
+    part = Part(job.model, job.task, sets, job.positions, examples, job.path, clean_bytes=job.clean_bytes)
+    flags = [ablation.removed.flags(variants) for ablation in job.ablations]
+    own = torch.cat([part.scores([rows[i : i + 1] for rows in flags]) for i in range(len(variants))])
+    difference = (values[torch.from_numpy(variants)][:, examples] - own.float().cpu()).abs()
+    return {
+        "largest difference": float(difference.max()),
+        "mean difference": float(difference.mean()),
+        "variants": len(variants),
+        "examples": len(examples),
+        "unit": _metric(job.task).unit,
+    }
 
-    def run(chunk: slice) -> None:
-        values[chunk] = part.run(chunk)
-        if advance is not None:
-            advance(n_examples * (chunk.stop - chunk.start))
 
-    run_in_chunks(n_variants, max(1, capacity // n_examples), run, fixed=fixed)
+def in_dtype(model: LensModel, wanted: torch.dtype | None) -> LensModel:
+    """The model, or a copy of it in another dtype."""
+    if wanted is None or next(iter(model.parameters())).dtype == wanted:
+        return model
+    copied: Any = copy.deepcopy(model)
+    return copied.to(wanted)
+
+
+def digest_of(tensor: Shaped[Tensor, "..."] | None) -> str:
+    """SHA-256 of a tensor; ``none`` for none."""
+    if tensor is None:
+        return "none"
+    data = tensor.detach().cpu().contiguous()
+    named = f"{tuple(data.shape)} {data.dtype}".encode()
+    return hashlib.sha256(named + data.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _ignore(rows: int) -> None:
+    """Nobody is told."""
 
 
 def _metric(task: Task) -> Metric:

@@ -31,6 +31,7 @@ class Anatomy:
     """Sizes of a model as its activations show them.
 
     ``d_mlp`` is the measured width of ``hook_post`` (the configuration of some bridges states another).
+    ``n_weights`` counts parameters, ``image_tokens`` what the blocks see of an image (0 for language models).
     ``bidirectional`` tells whether an earlier token sees a later one, ``fires_pattern_first`` whether
     ``hook_pattern`` fires before ``hook_z``.
     """
@@ -42,6 +43,8 @@ class Anatomy:
     d_head: int
     d_mlp: int
     d_model: int
+    image_tokens: int
+    n_weights: int
     bidirectional: bool
     has_pattern: bool
     fires_pattern_first: bool
@@ -62,11 +65,18 @@ def anatomy(model: LensModel) -> Anatomy:
         ValueError: ``model`` is not a TransformerLens model.
         UnsupportedModel: its blocks have no ``hook_z`` that fires.
     """
-    require_lens_model(model)
-    found = _measured.get(model)
+    found = _known(model)
     if found is None:
+        require_lens_model(model)
         found = _measured[model] = _measure(model)
     return found
+
+
+def _known(model: object) -> Anatomy | None:
+    try:
+        return _measured.get(model)
+    except TypeError:  # no model at all
+        return None
 
 
 def probe_inputs(model: LensModel, n_examples: int = 2, n_pos: int = 4, seed: int = 0) -> Tensor:
@@ -116,10 +126,12 @@ def _measure(model: LensModel) -> Anatomy:
             f"{names['z']} did not fire with shape [row, pos, head, d_head] "
             f"(got {tuple(shapes['z']) if 'z' in shapes else 'no firing'}); this model's heads cannot be ablated."
         )
-    _, _, n_heads, d_head = shapes["z"]
+    _, n_pos, n_heads, d_head = shapes["z"]
     kv_heads = shapes["v"][2] if "v" in shapes and len(shapes["v"]) == 4 else n_heads
     return Anatomy(
-        modality="tokens" if inputs.dtype == torch.int64 else "pixels",
+        modality="tokens" if inputs.ndim == 2 else "pixels",
+        n_weights=sum(weight.numel() for weight in model.parameters()),
+        image_tokens=n_pos if inputs.ndim == 4 else 0,
         bidirectional=inputs.ndim == 4 or _first_sees_last(model, inputs),
         n_layers=n_layers,
         n_heads=n_heads,

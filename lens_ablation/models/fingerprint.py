@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,19 +20,29 @@ def fingerprint(model: LensModel) -> str:
 
     Cached per model until a weight is written to or replaced.
     """
-    weights = sorted(_weights(model))
+    held = list(_parameters(model))
     # tensors made in inference mode count no writes, so for them nothing is kept
-    counted = not any(weight.is_inference() for _, weight in weights)
-    state = tuple((name, weight.data_ptr(), weight._version if counted else 0) for name, weight in weights)
+    counted = not any(weight.is_inference() for weight in held)
+    state = tuple((weight.data_ptr(), weight._version if counted else 0) for weight in held)
     cached = _digests.get(model)
     if counted and cached is not None and cached[0] == state:
         return cached[1]
     digest = hashlib.sha256()
-    for name, weight in weights:
+    for name, weight in sorted(_weights(model)):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     _digests[model] = (state, digest.hexdigest())
     return digest.hexdigest()
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    return tuple((name, version(name)) for name in ("lens-ablation", "transformer-lens", "torch"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what it computes with."""
+    return dict(_versions())
 
 
 def weight_processing(model: LensModel) -> str:
@@ -67,6 +79,13 @@ def tokenizer_fingerprint(model: LensModel) -> str:
     for key in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
         digest.update(f"{key}={getattr(tokenizer, key, None)}".encode())
     return digest.hexdigest()
+
+
+def _parameters(model: LensModel) -> Iterator[Tensor]:
+    """Every weight, by the module that holds it; far quicker than asking for their names."""
+    root: Any = getattr(model, "original_model", model)
+    for module in root.modules():
+        yield from (weight for weight in module._parameters.values() if weight is not None)
 
 
 def _weights(model: LensModel) -> Iterator[tuple[str, Tensor]]:

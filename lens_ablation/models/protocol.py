@@ -57,18 +57,20 @@ def require_evaluation_mode(model: LensModel) -> None:
         ValueError: the model, or a module inside it, is in training mode.
     """
     roots = (model, getattr(model, "original_model", None))
+    seen: set[torch.nn.Module] = set()
     training = sorted(
-        {name or type(root).__name__ for root in roots for name, module in _modules(root) if module.training}
+        {name or type(root).__name__ for root in roots for name, module in _modules(root, seen) if module.training}
     )
-    if training:
-        raise ValueError(
-            f"the model is in training mode (at {', '.join(training[:3])}"
-            f"{' and others' if len(training) > 3 else ''}). Call model.eval() first."
-        )
+    if not training:
+        return
+    raise ValueError(
+        f"the model is in training mode (at {', '.join(training[:3])}"
+        f"{' and others' if len(training) > 3 else ''}). Call model.eval() first."
+    )
 
 
-def _modules(root: object) -> Iterable[tuple[str, torch.nn.Module]]:
-    return root.named_modules() if isinstance(root, torch.nn.Module) else ()
+def _modules(root: object, seen: set[torch.nn.Module]) -> Iterable[tuple[str, torch.nn.Module]]:
+    return root.named_modules(seen) if isinstance(root, torch.nn.Module) else ()
 
 
 def input_device(model: LensModel) -> torch.device:

@@ -1,7 +1,7 @@
 """Growing fractions of a set of sites ablated, under several methods on identical masks."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,9 @@ from lens_ablation.ablation import Positions
 from lens_ablation.data.as_task import as_task
 from lens_ablation.data.metrics import Metric, MetricFn
 from lens_ablation.data.task import Task
-from lens_ablation.engine.variants import evaluate, run_variants
+from lens_ablation.engine.options import Engine
+from lens_ablation.engine.removals import Ablation, Packed
+from lens_ablation.engine.variants import run_variants
 from lens_ablation.files import read_folder, write_folder
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
@@ -141,6 +143,7 @@ def pruning_curve(
     metric: Metric | MetricFn | None = None,
     positions: Positions = "all",
     batch_size: int | None = None,
+    engine: Engine | None = None,
     progress: Progress = True,
 ) -> PruningCurve:
     """Metric of the model as growing fractions of ``sites`` are ablated together.
@@ -160,6 +163,7 @@ def pruning_curve(
         metric: Instead of the task's own.
         positions: Which tokens are ablated.
         batch_size: Rows in a forward pass; chosen when ``None``.
+        engine: Where finished parts are kept, who computes them, in which dtype; see ``Engine``.
         progress: ``True`` for a bar, ``False`` for silence, or a callable given ``(done, total)``.
 
     Raises:
@@ -190,17 +194,24 @@ def pruning_curve(
     masks = np.stack([nested_removals(chosen, fractions, order, seed, rounding) for seed in used_seeds])
     for method in compared.values():
         method.prepare(model, chosen.hook_points, torch.arange(min(1, task.n_examples)))
-    task, baseline = evaluate(model, task)
+    removed = Packed.of(masks.reshape(-1, len(chosen)))
     total = len(compared) * masks.shape[0] * masks.shape[1] * task.n_examples
-    flat = masks.reshape(-1, len(chosen))
     with progress_bar(progress, total, "pruning curve", "row") as advance:
-        values = [
-            run_variants(model, task, chosen, flat, method, positions=positions, batch_size=batch_size, advance=advance)
-            for method in compared.values()
+        scores = [
+            run_variants(
+                model,
+                task,
+                [Ablation(chosen, removed, method)],
+                positions=positions,
+                batch_size=batch_size,
+                engine=_of_method(engine, place),
+                advance=advance,
+            )
+            for place, method in enumerate(compared.values())
         ]
     return PruningCurve(
-        values=torch.stack(values).reshape(len(compared), *masks.shape[:2], task.n_examples),
-        baseline=baseline,
+        values=torch.stack([part.values for part in scores]).reshape(len(compared), *masks.shape[:2], task.n_examples),
+        baseline=scores[0].baseline,
         weights=task.n_targets,
         fractions=tuple(float(f) for f in fractions),
         n_removed=tuple(int(n) for n in masks[0].sum(axis=1)),
@@ -214,8 +225,16 @@ def pruning_curve(
             "order": order if isinstance(order, str) else "scores",
             "rounding": rounding,
             "sites": repr(chosen),
+            "engine": [part.how for part in scores],
         },
     )
+
+
+def _of_method(engine: Engine | None, place: int) -> Engine | None:
+    """The engine with a store of its own for one of the methods."""
+    if engine is None or engine.store is None:
+        return engine
+    return replace(engine, store=Path(engine.store) / f"method-{place}")
 
 
 def _named(methods: Method | Sequence[Method] | Mapping[str, Method]) -> dict[str, Method]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from lens_ablation.data.metrics import Metric
 from lens_ablation.data.task import Task
 from lens_ablation.errors import DamagedFile
 from lens_ablation.methods.method import Method
-from lens_ablation.models.fingerprint import fingerprint, model_name, weight_processing
+from lens_ablation.models.fingerprint import fingerprint, model_name, versions, weight_processing
 from lens_ablation.models.protocol import LensModel
 
 
@@ -30,7 +29,7 @@ def study_settings(model: LensModel, task: Task, positions: Positions) -> dict[s
         "unit": task.metric.unit,
         "higher_is_better": task.metric.higher_is_better,
         "positions": positions if isinstance(positions, str) else positions.tolist(),
-        "versions": {name: version(name) for name in ("lens-ablation", "transformer-lens", "torch")},
+        "versions": versions(),
     }
 
 

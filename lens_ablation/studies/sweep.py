@@ -1,11 +1,10 @@
 """Each site of a set ablated on its own."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +14,9 @@ from lens_ablation.ablation import Positions
 from lens_ablation.data.as_task import as_task
 from lens_ablation.data.metrics import Metric, MetricFn
 from lens_ablation.data.task import Task
-from lens_ablation.engine.variants import evaluate, run_variants
+from lens_ablation.engine.options import Engine
+from lens_ablation.engine.removals import Ablation, OneEach
+from lens_ablation.engine.variants import run_variants
 from lens_ablation.files import read_folder, write_folder
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _FILE_KIND = "sweep"
-
-SITES_AT_ONCE = 1024
-"""Sites whose flags are held at once."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -139,6 +137,7 @@ def sweep(
     metric: Metric | MetricFn | None = None,
     positions: Positions = "all",
     batch_size: int | None = None,
+    engine: Engine | None = None,
     progress: Progress = True,
 ) -> SweepResult:
     """Metric of the model with each site ablated alone.
@@ -153,6 +152,7 @@ def sweep(
         metric: Instead of the task's own.
         positions: Which tokens are ablated: ``all``, ``all_but_first``, ``answer``, or indices ``[example, target]``.
         batch_size: Rows (examples x ablations) in a forward pass; chosen when ``None``.
+        engine: Where finished parts are kept, who computes them, in which dtype; see ``Engine``.
         progress: ``True`` for a bar, ``False`` for silence, or a callable given ``(done, total)``.
 
     Returns:
@@ -173,32 +173,20 @@ def sweep(
     task = as_task(data, model)
     task = task if metric is None else task.with_metric(metric)
     chosen = check_sites_exist(as_site_set(sites), model)
-    method.prepare(model, chosen.hook_points, torch.arange(min(1, task.n_examples)))
-    task, baseline = evaluate(model, task)
     with progress_bar(progress, len(chosen) * task.n_examples, f"sweep: {method.name}", "row") as advance:
-        values = [
-            run_variants(
-                model,
-                task,
-                part,
-                np.eye(len(part), dtype=bool),
-                method,
-                positions=positions,
-                batch_size=batch_size,
-                advance=advance,
-            )
-            for part in _parts(chosen)
-        ]
+        scores = run_variants(
+            model,
+            task,
+            [Ablation(chosen, OneEach(len(chosen)), method)],
+            positions=positions,
+            batch_size=batch_size,
+            engine=engine,
+            advance=advance,
+        )
     return SweepResult(
-        values=torch.cat(values),
-        baseline=baseline,
+        values=scores.values,
+        baseline=scores.baseline,
         weights=task.n_targets,
         sites=chosen,
-        settings={**study_settings(model, task, positions), "method": method_settings(method)},
+        settings={**study_settings(model, task, positions), "method": method_settings(method), "engine": scores.how},
     )
-
-
-def _parts(sites: SiteSet) -> Iterator[SiteSet]:
-    """The sites in parts whose flags, one row to a site, stay small."""
-    for start in range(0, len(sites), SITES_AT_ONCE):
-        yield sites.take(range(start, min(start + SITES_AT_ONCE, len(sites))))

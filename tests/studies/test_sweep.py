@@ -1,7 +1,6 @@
 """Sweeps and pruning curves against plain loops over TransformerLens hooks."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,15 +66,6 @@ def test_batch_size_never_changes_a_number(gpt2: Family, batch_size: int):
     expected = la.sweep(gpt2.model, task, la.heads(gpt2.model), strategy, progress=False).values
     found = la.sweep(gpt2.model, task, la.heads(gpt2.model), strategy, batch_size=batch_size, progress=False).values
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-
-
-def test_sites_held_at_once_never_change_a_number(gpt2: Family, monkeypatch: pytest.MonkeyPatch):
-    task, neurons = a_task(gpt2), la.neurons(gpt2.model)
-    expected = la.sweep(gpt2.model, task, neurons, la.Zero(), progress=False)
-    monkeypatch.setattr(sys.modules["lens_ablation.studies.sweep"], "SITES_AT_ONCE", 50)
-    found = la.sweep(gpt2.model, task, neurons, la.Zero(), progress=False)
-    assert found.sites == expected.sites
-    torch.testing.assert_close(found.values, expected.values, atol=1e-6, rtol=1e-6)
 
 
 def test_padded_examples_score_as_unpadded_ones(gpt2: Family):
