@@ -372,7 +372,7 @@ def _checked(
     return chosen, Rows(attention_mask=mask, where=_named(positions))
 
 
-def rows_of_task(task: Task, positions: Positions, examples: Int[Tensor, " row"] | None = None) -> Rows:
+def rows_of_task(task: Task, positions: Positions, examples: Int[Tensor, " chosen"] | None = None) -> Rows:
     """Rows that hold these examples of ``task`` (all by default), to be ablated at ``positions``."""
     mask = task.attention_mask if examples is None or task.attention_mask is None else task.attention_mask[examples]
     if isinstance(positions, str) and positions == "answer":

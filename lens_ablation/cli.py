@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar, cast
 
 import typer
 
 if TYPE_CHECKING:
     from lens_ablation.data.corpus import Split
     from lens_ablation.data.task import Task
+    from lens_ablation.engine.options import Engine, Executor
     from lens_ablation.methods.method import Method
     from lens_ablation.models.protocol import LensModel
     from lens_ablation.sites import SiteSet
@@ -35,6 +36,8 @@ METHODS = {
     "counterfactual": "Counterfactual",
     "noise": "Noise",
 }
+EXECUTORS = ("serial", "processes", "ray", "submitit")
+DTYPES = ("float64", "float32", "bfloat16")
 NEED_STATISTICS = ("mean", "peak", "noise")
 
 app = typer.Typer(
@@ -69,6 +72,14 @@ Measured = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs, such as cpu or cuda.")]
 Output = Annotated[Path, typer.Option("--output", help="Folder of report, tables and results.")]
+Store = Annotated[
+    Path | None, typer.Option("--store", help="Folder that keeps finished parts, so that a killed run continues.")
+]
+ExecutorName = Annotated[str, typer.Option("--executor", help=f"Who computes: {', '.join(EXECUTORS)}.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Parts computed at once; not for serial.")]
+DtypeName = Annotated[
+    str | None, typer.Option("--dtype", help=f"Of the forward passes, instead of the model's: {', '.join(DTYPES)}.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no summary.")]
 
 
@@ -186,6 +197,10 @@ def sweep(
     metric: MetricName = None,
     statistics: Measured = None,
     device: Device = "cpu",
+    store: Store = None,
+    executor: ExecutorName = "serial",
+    workers: Workers = None,
+    dtype: DtypeName = None,
     output: Output = Path("lens-ablation-sweep"),
     quiet: Quiet = False,
 ) -> None:
@@ -202,6 +217,10 @@ def sweep(
         metric=metric,
         statistics=statistics,
         device=device,
+        store=store,
+        executor=executor,
+        workers=workers,
+        dtype=dtype,
         quiet=quiet,
     )
     wanted.check()
@@ -214,9 +233,15 @@ def sweep(
     with whole_folder(output) as folder:
         ready = wanted.prepare()
         results = []
-        for replacement in ready.methods:
+        for name, replacement in zip(wanted.methods, ready.methods, strict=True):
             result = run_sweep(
-                ready.model, ready.task, ready.sites, replacement, positions=positions, progress=not quiet
+                ready.model,
+                ready.task,
+                ready.sites,
+                replacement,
+                positions=positions,
+                engine=wanted.engine(name),
+                progress=not quiet,
             )
             save_sweep(folder, "sweep", result)
             results.append(result)
@@ -247,6 +272,10 @@ def prune(
     metric: MetricName = None,
     statistics: Measured = None,
     device: Device = "cpu",
+    store: Store = None,
+    executor: ExecutorName = "serial",
+    workers: Workers = None,
+    dtype: DtypeName = None,
     output: Output = Path("lens-ablation-prune"),
     quiet: Quiet = False,
 ) -> None:
@@ -263,6 +292,10 @@ def prune(
         metric=metric,
         statistics=statistics,
         device=device,
+        store=store,
+        executor=executor,
+        workers=workers,
+        dtype=dtype,
         quiet=quiet,
     )
     wanted.check()
@@ -283,6 +316,7 @@ def prune(
             fractions=shares,
             seeds=orders,
             positions=positions,
+            engine=wanted.engine(),
             progress=not quiet,
         )
         save_curve(folder, "pruning", curve)
@@ -354,10 +388,17 @@ class _Study:
     metric: str | None
     statistics: Path | None
     device: str
+    store: Path | None
+    executor: str
+    workers: int | None
+    dtype: str | None
     quiet: bool
 
     def check(self) -> None:
         """Refuse what can be refused before anything is imported or loaded."""
+        _known("executor", self.executor, EXECUTORS)
+        if self.dtype is not None:
+            _known("dtype", self.dtype, DTYPES)
         _check_data(self.task, self.data)
         _known("kind of sites", self.sites, SITES)
         _known("positions", self.positions, POSITIONS)
@@ -384,6 +425,19 @@ class _Study:
             statistics = self._statistics(model, sites)
         methods = [_method(name, task, statistics, self.seed) for name in self.methods]
         return _Ready(model, task, sites, methods)
+
+    def engine(self, part: str = "") -> "Engine":
+        """How the study is run; ``part`` names its own folder in the store."""
+        import torch
+
+        from lens_ablation.engine.options import Engine
+
+        return Engine(
+            store=None if self.store is None else self.store / part,
+            executor=cast("Executor", self.executor),
+            workers=self.workers,
+            dtype=None if self.dtype is None else getattr(torch, self.dtype),
+        )
 
     def _statistics(self, model: "LensModel", sites: "SiteSet") -> "ActivationStatistics":
         from lens_ablation.report.sections import RESULTS, STATISTICS

@@ -31,7 +31,7 @@ def run_in_chunks(total: int, step: int, run: Callable[[slice], None], *, fixed:
         chunk = slice(start, min(start + step, total))
         try:
             run(chunk)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if fixed or step == 1 or not _out_of_memory(error):
                 raise
             step = step // 2
@@ -42,5 +42,7 @@ def run_in_chunks(total: int, step: int, run: Callable[[slice], None], *, fixed:
         start = chunk.stop
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: on a GPU, in Python, or in the allocator of Linux, macOS or Windows."""
+    known = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in str(error) for part in known)

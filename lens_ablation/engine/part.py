@@ -36,7 +36,7 @@ from lens_ablation.sites import SiteSet
 WORTH_KEEPING = 256
 """Width from which on the output of a linear map is quicker read from memory than computed."""
 
-Flags = Sequence[Bool[np.ndarray, "variant site"]]
+Flags = Sequence[Bool[np.ndarray, "variant _site"]]
 """What variants remove, one array to each set of sites."""
 
 
@@ -87,7 +87,7 @@ class Part:
         with torch.no_grad() if gradients else torch.inference_mode():
             logits = self._run_clean(clean_bytes)
             if "clean_logits" in _metric(task).needs:
-                self.batch = replace(self.batch, clean_logits=answer_logits(logits, self.batch).float().clone())
+                self.batch = replace(self.batch, clean_logits=answer_logits(logits, self.batch).clone())
             self.baseline = _metric(task)(logits, self.batch).float().cpu().clone()
         self._require_finite_baseline(int(examples[0]))
 
@@ -130,7 +130,7 @@ class Part:
         residual = self._join(residual, n_layers, len(first) - n_present)
         return residual, torch.from_numpy(order)
 
-    def answer_logits(self, residual: Residual, rows: slice) -> Float[Tensor, "row target d_vocab"]:
+    def answer_logits(self, residual: Residual, rows: slice) -> Float[Tensor, "chosen target d_vocab"]:
         """Logits where the metric reads them (all, if it reads all), for some rows of a residual."""
         batch = self.repeated(rows)
         read = self._positions_of(batch)
@@ -191,7 +191,7 @@ class Part:
                 pairs += replacing_hooks({point: here}, replacement, present, firings, positional=method.positional)
         return pairs
 
-    def _join(self, residual: Residual, layer: int, n_variants: int) -> Residual:
+    def _join(self, residual: Residual, layer: int, n_variants: int) -> Float[Tensor, "joined pos d_model"]:
         """The residual with the clean one, once for each joining variant, behind it."""
         if n_variants == 0:
             return residual

@@ -123,7 +123,7 @@ class _Probe:
         examples = torch.arange(task.n_examples)
         return Part(self.model, task, self.sets, "all", examples, path, clean_bytes=_CLEAN_BYTES)
 
-    def _one(self, variant: int) -> list[Bool[np.ndarray, "variant site"]]:
+    def _one(self, variant: int) -> list[Bool[np.ndarray, "variant _site"]]:
         return [part[variant : variant + 1] for part in self.flags]
 
 

@@ -35,7 +35,9 @@ def rows_in_pass(model: LensModel, inputs: Tensor) -> int:
     wanted = max(1, WORKING_SET.get(device.type, WORKING_SET["cuda"]) // per_row)
     if wanted * ALIVE * per_row <= ALWAYS_FREE:
         return wanted
-    return max(1, min(wanted, free_bytes(device) // (2 * ALIVE * per_row)))
+    fitting = max(1, free_bytes(device) // (2 * ALIVE * per_row))
+    # a power of two, so that a run which is continued later finds the same number
+    return min(wanted, 2 ** (fitting.bit_length() - 1))
 
 
 def activation_bytes(model: LensModel, inputs: Tensor) -> int:

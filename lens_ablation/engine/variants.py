@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from lens_ablation.models.checks import require_meaning
 from lens_ablation.models.fingerprint import fingerprint, versions
 from lens_ablation.models.protocol import LensModel, require_evaluation_mode
 from lens_ablation.sites import check_sites_exist
+
+log = logging.getLogger(__name__)
 
 SHARD_WORK = 2e12
 """Floating-point operations in a shard: some ten seconds on two cores."""
@@ -85,6 +88,10 @@ def run_variants(
     """
     engine = engine or Engine()
     job = variants_job(model, task, ablations, positions=positions, batch_size=batch_size, engine=engine, about=about)
+    log.info(
+        "%d variants of %d examples in %d shards, %d rows in a pass, %s",
+        *(job.n_variants, task.n_examples, len(job.plan), job.capacity, dict(job.path.settings)),
+    )
     values, baseline = torch.empty(job.n_variants, task.n_examples), torch.empty(task.n_examples)
     for shard, found in run_job(job, engine, advance or _ignore):
         variants, examples = job.plan[shard]
@@ -114,6 +121,8 @@ def variants_job(
     counts = sorted({part.removed.shape[0] for part in checked})
     if len(counts) > 1:
         raise ValueError(f"ablations that act together have as many variants each, got {counts}")
+    if counts == [0]:
+        raise ValueError("there are no variants to run; give removed at least one row")
     for part in checked:
         require_meaning(model, part.sites.kind)
         part.method.prepare(model, part.sites.hook_points, torch.arange(min(1, task.n_examples)))

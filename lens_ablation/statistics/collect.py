@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,9 +14,10 @@ from torch import Tensor
 from lens_ablation.data.inputs import Batches, InputBatch, batches_of, rows_that_fit
 from lens_ablation.data.task import Task
 from lens_ablation.errors import BadActivation, HookDidNotFire, StatisticsMismatch, UnsupportedModel
+from lens_ablation.models.anatomy import ACTIVATIONS, anatomy
 from lens_ablation.models.capture import align, align_pattern
 from lens_ablation.models.forward import forward
-from lens_ablation.models.protocol import LensModel, require_evaluation_mode
+from lens_ablation.models.protocol import FwdHook, LensModel, require_evaluation_mode
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.statistics.activation_statistics import ActivationStatistics, PointStatistics, seen_only
@@ -127,8 +129,16 @@ def collect_statistics(
     return statistics
 
 
+class _Stop(Exception):
+    """Raised by a hook where the last block ends, as what follows is not measured."""
+
+
 class _Collection:
-    """One measurement: the recorders of all hooks, shown the same data pass after pass."""
+    """One measurement: the recorders of all hooks, shown the same data pass after pass.
+
+    The first batch is run to its end and shows whether all hooks fire before the last block ends; if so, all other
+    batches end there.
+    """
 
     def __init__(
         self,
@@ -143,6 +153,8 @@ class _Collection:
         self._positions: StatisticsPositions = positions
         self._fingerprint = batches.fingerprint
         self._recorders = [_Recorder(point, per_position) for point in points]
+        self._end = ACTIVATIONS["resid_post"].format(anatomy(model).n_layers - 1)
+        self._stops: bool | None = None
 
     def measure(
         self, peaks: PeakEstimator | None, ranges: ActivationStatistics | None, allow_small: bool
@@ -179,13 +191,7 @@ class _Collection:
         """Show all the data to these recorders once."""
         with torch.no_grad():
             for batch in self._batches:
-                rows = _Rows(batch, self._positions)
-                forward(
-                    self._model,
-                    batch.inputs,
-                    attention_mask=batch.attention_mask,
-                    fwd_hooks=[(recorder.point.name, partial(recorder.show, rows)) for recorder in recorders],
-                )
+                self._run(batch, recorders)
                 for recorder in recorders:
                     recorder.check_firings()
                 self._advance(batch.inputs.shape[0])
@@ -194,6 +200,24 @@ class _Collection:
                 "the data came in another order, or changed, between two passes over it. Statistics read it "
                 "several times: pass a DataLoader with shuffle=False and no random augmentation, or a tensor."
             )
+
+    def _run(self, batch: InputBatch, recorders: "Sequence[_Recorder]") -> None:
+        """Show one batch to these recorders, in a forward pass that goes no further than it must."""
+        rows = _Rows(batch, self._positions)
+        hooks: list[FwdHook] = [(recorder.point.name, partial(recorder.show, rows)) for recorder in recorders]
+        seen_at_end: list[bool] = []
+
+        def end(activation: Tensor, hook: object) -> None:
+            if self._stops:
+                raise _Stop
+            seen_at_end.append(all(recorder.has_fired for recorder in recorders))
+
+        if self._stops is not False and self._end in self._model.hook_dict:
+            hooks.append((self._end, end))
+        with suppress(_Stop):
+            forward(self._model, batch.inputs, attention_mask=batch.attention_mask, fwd_hooks=hooks)
+        if self._stops is None:
+            self._stops = seen_at_end == [True]
 
 
 class _Rows:
@@ -278,6 +302,11 @@ class _Recorder:
             counted = align(counted[..., None].float(), rows.mask)[..., 0].bool()
         batch = batch_position_means(activation.flatten(2), counted)
         self.position_means = batch if self.position_means is None else self.position_means.merge(batch)
+
+    @property
+    def has_fired(self) -> bool:
+        """Whether the hook fired since the last check."""
+        return self._fired > 0
 
     def check_firings(self) -> None:
         """Raise unless the hook fired once since the last check."""

@@ -4,15 +4,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+import lens_ablation as la
 from lens_ablation.engine.executors import run_job
 from lens_ablation.engine.job import Job
 from lens_ablation.engine.options import Engine, Executor
+from lens_ablation.engine.removals import Ablation, OneEach
+from lens_ablation.engine.variants import VariantsJob, variants_job
 
 
 class Stubborn(ValueError):
@@ -79,6 +82,33 @@ class ToyJob(Job):
     def all_runs(self) -> int:
         """How often any shard was started."""
         return len(list(self.marks.iterdir()))
+
+
+@dataclass(eq=False, kw_only=True)
+class MarkedSweep(VariantsJob):
+    """A real sweep that leaves a file at every start of a shard."""
+
+    marks: Path
+
+    def run(self, shard: int, advance: Callable[[int], None] | None = None) -> dict[str, Tensor]:
+        (self.marks / f"{shard}-{os.getpid()}-{time.monotonic_ns()}").touch()
+        return super().run(shard, advance)
+
+    @property
+    def all_runs(self) -> int:
+        """How often any shard was started."""
+        return len(list(self.marks.iterdir()))
+
+
+def marked_sweep(marks: Path, shards: int, examples_in_shard: int = 120) -> MarkedSweep:
+    """Every head of tiny-lm ablated to zero alone, on as many prompts as fill ``shards`` shards."""
+    model = la.load_model("tiny-lm")
+    task = la.tasks.ioi(model, n=shards * examples_in_shard)
+    heads = la.heads(model)
+    ablations = [Ablation(heads, OneEach(len(heads)), la.Zero())]
+    job = variants_job(model, task, ablations, positions="all", batch_size=examples_in_shard, engine=la.Engine())
+    given = {f.name: getattr(job, f.name) for f in fields(job) if f.init}
+    return MarkedSweep(**given, marks=marks)
 
 
 def same(a: Mapping[int, Mapping[str, Tensor]], b: Mapping[int, Mapping[str, Tensor]]) -> bool:

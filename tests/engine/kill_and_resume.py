@@ -1,4 +1,4 @@
-"""A run killed in the middle and started again, as a transcript.
+"""A sweep over the heads of tiny-lm, killed in the middle and started again, as a transcript.
 
 python tests/engine/kill_and_resume.py --executor processes --workers 3 --store FOLDER
 """
@@ -22,7 +22,7 @@ from lens_ablation.engine.executors import run_job  # noqa: E402
 from lens_ablation.engine.job import Job  # noqa: E402
 from lens_ablation.engine.options import Engine  # noqa: E402
 from lens_ablation.engine.store import SHARDS  # noqa: E402
-from tests.engine.jobs import ToyJob, same  # noqa: E402
+from tests.engine.jobs import MarkedSweep, marked_sweep, same  # noqa: E402
 
 Shards = dict[int, dict[str, Tensor]]
 
@@ -30,10 +30,10 @@ START = time.monotonic()
 SECONDS_TO_WAIT = 300
 
 
-def job(marks: Path, shards: int, seconds: float) -> ToyJob:
+def job(marks: Path, shards: int) -> MarkedSweep:
     """What is run; every start of a shard leaves a file in ``marks``."""
     marks.mkdir(parents=True, exist_ok=True)
-    return ToyJob(rows=tuple(8 + shard % 5 for shard in range(shards)), marks=marks, seconds=seconds)
+    return marked_sweep(marks, shards)
 
 
 def say(text: str) -> None:
@@ -66,7 +66,7 @@ def start_and_kill(arguments: argparse.Namespace) -> None:
 
 def transcript(arguments: argparse.Namespace) -> bool:
     """Kill a run, go on with it, compare; whether all is as it should be."""
-    what = job(arguments.store.parent / f"{arguments.store.name}-marks", arguments.shards, arguments.seconds)
+    what = job(arguments.store.parent / f"{arguments.store.name}-marks", arguments.shards)
     if finished(arguments.store) or what.all_runs:
         sys.exit(f"{arguments.store} was used before; give a new --store")
     start_and_kill(arguments)
@@ -82,7 +82,7 @@ def transcript(arguments: argparse.Namespace) -> bool:
     again = what.all_runs - arguments.shards
     say(f"computed more than once: {again} (at most one to a worker: {again <= arguments.workers})")
     with TemporaryDirectory() as marks:
-        equal = same(found, finish(job(Path(marks), arguments.shards, 0.0), Engine(threads=1)))
+        equal = same(found, finish(job(Path(marks), arguments.shards), Engine(threads=1)))
     say(f"equal bit for bit to an undisturbed serial run without a store: {equal}")
     return equal and again <= arguments.workers
 
@@ -98,14 +98,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--store", type=lambda text: Path(text).absolute(), required=True)
     parser.add_argument("--shards", type=int, default=24)
-    parser.add_argument("--seconds", type=float, default=0.4, help="time that a shard takes")
     parser.add_argument("--kill-after", type=int, default=7, help="finished shards after which the run is killed")
     parser.add_argument("--driver", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.basicConfig(format="         %(levelname)s %(message)s")
     if arguments.driver:
         marks = arguments.store.parent / f"{arguments.store.name}-marks"
-        finish(job(marks, arguments.shards, arguments.seconds), engine(arguments))
+        finish(job(marks, arguments.shards), engine(arguments))
         return
     sys.exit(0 if transcript(arguments) else 1)
 

@@ -253,6 +253,13 @@ def test_exceptions_that_pickle_badly_still_say_what_happened(tmp_path: Path):
         finish(Secret(rows=(1,), marks=tmp_path), engine)
 
 
+def test_a_job_that_cannot_travel_says_so(tmp_path: Path):
+    job = job_in(tmp_path, ballast=None)
+    object.__setattr__(job, "lock", threading.Lock())
+    with pytest.raises(TypeError, match=r"cannot be sent to other processes .*executor='serial'"):
+        finish(job, Engine(executor="processes", workers=2))
+
+
 def test_a_killed_worker_is_replaced(
     tmp_path: Path, executor: str, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ):

@@ -21,6 +21,7 @@ from lens_ablation.statistics import (
     OwnRange,
     PeakEstimator,
     Smoothed,
+    collect,
     collect_statistics,
 )
 from tests.families import FAMILIES, N_HEADS, TOKEN_FAMILIES, Family, build
@@ -102,6 +103,56 @@ def test_statistics_equal_recomputation_on_raw_activations(family: Family, selec
         assert torch.equal(found[point].peak, expected)
         counts = torch.stack([torch.histc(x, 100, float(x.min()), float(x.max())) for x in columns])
         assert torch.equal(found[point].histogram.counts.flatten(0, -2), counts.int())
+
+
+@pytest.mark.parametrize("selector", [*SELECTORS, la.patterns], ids=lambda selector: selector.__name__)
+def test_passes_that_end_with_the_last_block_measure_the_same(
+    family: Family, selector: Callable[..., SiteSet], monkeypatch: pytest.MonkeyPatch
+):
+    """As passes to the end do, bit for bit; only the first batch runs what comes behind the blocks."""
+    sites = selector(family.model)
+    settings = {"data": family.inputs(120, N_POS), "per_position": True, "batch_size": 40}
+    with monkeypatch.context() as patch:
+        patch.setitem(collect.ACTIVATIONS, "resid_post", "none.{}")
+        whole = collected(family, sites, **settings)
+    finished = []
+    inner = family.model.unembed if family.name == "hooked" else family.model.original_model
+    counter = inner.register_forward_hook(lambda *_: finished.append(True))
+    before = n_hooks(family)
+    short = collected(family, sites, **settings)
+    counter.remove()
+    assert len(finished) == 1
+    assert n_hooks(family) == before
+    for point in whole:
+        for name in ("mean", "variance", "skewness", "kurtosis", "minimum", "maximum", "peak"):
+            torch.testing.assert_close(
+                getattr(short[point], name), getattr(whole[point], name), atol=0, rtol=0, equal_nan=True
+            )
+        assert torch.equal(short[point].histogram.counts, whole[point].histogram.counts)
+
+
+def test_a_pass_that_ended_early_leaves_the_model_as_it_was(family: Family):
+    inputs = family.inputs(N_ROWS, N_POS)
+    with torch.no_grad():
+        before = family.model(inputs)
+        collected(family, la.heads(family.model))
+        assert torch.equal(family.model(inputs), before)
+
+
+def test_a_block_that_runs_twice_is_refused(gpt2: Family):
+    last = gpt2.model.blocks[-1]
+    inside = []
+
+    def again(block: torch.nn.Module, args: tuple, kwargs: dict, out: object) -> None:
+        if not inside:
+            inside.append(True)
+            block(*args, **kwargs)
+            inside.clear()
+
+    handle = last.register_forward_hook(again, with_kwargs=True)
+    with pytest.raises(HookDidNotFire, match="2"):
+        collected(gpt2, la.heads(gpt2.model))
+    handle.remove()
 
 
 def test_patterns_are_measured_by_query_and_key(family: Family):

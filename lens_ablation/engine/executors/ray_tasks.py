@@ -49,8 +49,8 @@ def workers(
                         continue
                     yield shard, collect(work, shard, outcome)
             finally:
-                for reference in running:
-                    ray.cancel(reference, force=True)
+                for reference in () if own else running:  # its own cluster ends with all its tasks
+                    ray.cancel(reference)
             if killed is not None:
                 raise WorkerKilled(f"a Ray worker was killed ({type(killed).__name__})") from killed
 

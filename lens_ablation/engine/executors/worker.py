@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from lens_ablation.engine.job import Job, Tensors
+from lens_ablation.engine.payload import dumps
 from lens_ablation.engine.store import Store
 
 _PARENT_CHECK_SECONDS = 0.5
@@ -82,8 +84,18 @@ class Work:
 
 
 def pack(job: Job, store: Store | None, threads: int) -> tuple[bytes, Work]:
-    """A job as bytes for other processes, and what they must know beside it."""
-    payload = cloudpickle.dumps(job)
+    """A job as bytes for other processes, and what they must know beside it.
+
+    Raises:
+        TypeError: the job holds something that cannot be sent.
+    """
+    try:
+        payload = dumps(job)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise TypeError(
+            f"this study cannot be sent to other processes ({error}). Take executor='serial', or leave out what holds "
+            "open files, locks or hooks"
+        ) from error
     return payload, Work(hashlib.sha256(payload).hexdigest(), store, TorchState(threads))
 
 
