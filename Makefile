@@ -38,8 +38,10 @@ check: $(VENV)/.ready
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# without the type checks of tests; half an hour on two cores, best with nothing else running
 bench: $(VENV)/.ready
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+	$(BIN)/python -m pytest tests/benchmarks -o addopts=--strict-markers --benchmark-only --benchmark-quiet \
+		--timeout 7200 --bench-table docs/performance.json
 
 docs: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/test_docs.py

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from lens_ablation import zoo as zoo
     from lens_ablation.ablation import ablate as ablate
     from lens_ablation.ablation import hooks as hooks
+    from lens_ablation.attribution.attribute import attribute as attribute
+    from lens_ablation.attribution.attribution import Attribution as Attribution
+    from lens_ablation.attribution.bake import Baked as Baked
+    from lens_ablation.attribution.bake import bake as bake
+    from lens_ablation.attribution.baselines import GradientTimesMask as GradientTimesMask
+    from lens_ablation.attribution.baselines import LeaveOneOut as LeaveOneOut
+    from lens_ablation.attribution.baselines import RandomAttribution as RandomAttribution
+    from lens_ablation.attribution.coar import Coar as Coar
+    from lens_ablation.attribution.correlation import CounterfactualCorrelation as CounterfactualCorrelation
+    from lens_ablation.attribution.correlation import counterfactual_correlation as counterfactual_correlation
     from lens_ablation.citations import cite as cite
     from lens_ablation.data import metrics as metrics
     from lens_ablation.data import tasks as tasks
@@ -55,6 +65,16 @@ _WHERE = {
     "Method": "lens_ablation.methods.method",
     "Noise": "lens_ablation.methods.noise",
     "Peak": "lens_ablation.methods.peak",
+    "Attribution": "lens_ablation.attribution.attribution",
+    "Coar": "lens_ablation.attribution.coar",
+    "CounterfactualCorrelation": "lens_ablation.attribution.correlation",
+    "GradientTimesMask": "lens_ablation.attribution.baselines",
+    "LeaveOneOut": "lens_ablation.attribution.baselines",
+    "RandomAttribution": "lens_ablation.attribution.baselines",
+    "attribute": "lens_ablation.attribution.attribute",
+    "counterfactual_correlation": "lens_ablation.attribution.correlation",
+    "Baked": "lens_ablation.attribution.bake",
+    "bake": "lens_ablation.attribution.bake",
     "Engine": "lens_ablation.engine.options",
     "Estimate": "lens_ablation.engine.estimate",
     "PruningCurve": "lens_ablation.studies.pruning",
@@ -92,15 +112,22 @@ _MODULES = {
 
 __all__ = [
     "ActivationStatistics",
+    "Attribution",
+    "Baked",
+    "Coar",
     "Constant",
     "Counterfactual",
+    "CounterfactualCorrelation",
     "Engine",
     "Estimate",
+    "GradientTimesMask",
+    "LeaveOneOut",
     "Mean",
     "Method",
     "Noise",
     "Peak",
     "PruningCurve",
+    "RandomAttribution",
     "Resample",
     "Site",
     "SiteReport",
@@ -111,9 +138,12 @@ __all__ = [
     "ablate",
     "attention_neurons",
     "attentions",
+    "attribute",
+    "bake",
     "check_sites",
     "cite",
     "collect_statistics",
+    "counterfactual_correlation",
     "errors",
     "estimate",
     "heads",

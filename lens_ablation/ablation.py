@@ -24,8 +24,10 @@ from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sit
 Positions = str | Int[Tensor, "row target"]
 """Which tokens are ablated: ``all``, ``all_but_first``, ``answer``, or indices of each row (``-1``: none)."""
 
-RemovalMasks = Mapping[HookPoint, Bool[Tensor, "row ..."]]
-"""By hook, what each row removes: ``[row, head, d_head]``, ``[row, unit]``, ``[row, head]`` or ``[row]``."""
+RemovalMasks = Mapping[HookPoint, Bool[Tensor, "row ..."]] | Mapping[HookPoint, Float[Tensor, "row ..."]]
+"""By hook, what each row removes: ``[row, head, d_head]``, ``[row, unit]``, ``[row, head]`` or ``[row]``.
+
+Floats are shares: ``activation * (1 - share) + replacement * share``, of which gradients can be taken."""
 
 
 def hooks(
@@ -123,7 +125,7 @@ class Rows:
 
     examples: Int[Tensor, " row"] | None = None
     attention_mask: Bool[Tensor, "row pos"] | None = None
-    where: Literal["all", "all_but_first"] | Int[Tensor, "row target"] = "all"
+    where: Literal["all", "all_but_first"] | Int[Tensor, "#row target"] = "all"
 
     def mask_for(self, n_pos: int) -> Bool[Tensor, "#row pos"] | None:
         """The attention mask for an activation of ``n_pos`` tokens; generated tokens are real.
@@ -245,7 +247,7 @@ class _Replace:
     """Writes the replacement over the marked coordinates of one activation ``[row, pos, ...]``."""
 
     point: HookPoint
-    removed: Bool[Tensor, "row ..."]
+    removed: Bool[Tensor, "row ..."] | Float[Tensor, "row ..."]
     replacement: Replacement
     rows: Rows
     positional: bool
@@ -264,7 +266,7 @@ class _Replace:
         n_pos = activation.shape[1]
         self._count(n_pos)
         value = self.replacement(self._request(activation.shape, activation)).to(activation)
-        return torch.where(self._where(activation), value, activation)
+        return _merge(self._where(activation), value, activation)
 
     def _count(self, n_pos: int) -> None:
         self.firings.counts[self.place] += 1
@@ -286,7 +288,9 @@ class _Replace:
             activation=activation,
         )
 
-    def _where(self, activation: Float[Tensor, "row pos ..."]) -> Bool[Tensor, "#row #pos ..."]:
+    def _where(
+        self, activation: Float[Tensor, "row pos ..."]
+    ) -> Bool[Tensor, "#row #pos ..."] | Float[Tensor, "#row #pos ..."]:
         """Marked coordinates at marked tokens, broadcastable to the activation."""
         n_rows, trailing = activation.shape[0], activation.ndim - 2
         if len(self.removed) not in (1, n_rows):
@@ -302,7 +306,8 @@ class _Replace:
             raise BadActivation(
                 f"{self.point.name} has {n_rows} rows; positions or attention_mask were given for {len(tokens)}"
             )
-        return marked & tokens.to(activation.device).reshape(*tokens.shape, *([1] * trailing))
+        here = tokens.to(activation.device).reshape(*tokens.shape, *([1] * trailing))
+        return marked & here if marked.dtype == torch.bool else marked * here
 
 
 class _PatternAtZ(_Replace):
@@ -333,7 +338,17 @@ class _PatternAtZ(_Replace):
         mask = self.rows.mask_for(n_query)
         if mask is not None:
             pattern = pattern * mask.to(activation.device)[:, None, None, :]
-        return torch.where(self._where(activation), pattern_at_z(pattern, v), activation)
+        return _merge(self._where(activation), pattern_at_z(pattern, v), activation)
+
+
+def _merge(
+    removed: Bool[Tensor, "#row #pos ..."] | Float[Tensor, "#row #pos ..."], value: Tensor, activation: Tensor
+) -> Tensor:
+    """The activation with the value in its place where it is removed."""
+    if removed.dtype == torch.bool:
+        return torch.where(removed, value, activation)
+    share = removed.to(activation.dtype)
+    return activation * (1 - share) + value * share
 
 
 def _together(
@@ -375,16 +390,21 @@ def _checked(
 def rows_of_task(task: Task, positions: Positions, examples: Int[Tensor, " chosen"] | None = None) -> Rows:
     """Rows that hold these examples of ``task`` (all by default), to be ablated at ``positions``."""
     mask = task.attention_mask if examples is None or task.attention_mask is None else task.attention_mask[examples]
+    if mask is not None and bool(mask.all()):
+        mask = None  # nothing is hidden, so that nothing need be compared with it
     if isinstance(positions, str) and positions == "answer":
         part = task if examples is None else task.select(examples)
         answered = part.answer_positions
         where: Literal["all", "all_but_first"] | Tensor = (
             torch.zeros(part.n_examples, 1, dtype=torch.int64) if answered is None else answered
         )
-    elif isinstance(positions, Tensor) and examples is not None and len(positions) > 1:
-        where = positions[examples]
     else:
         where = _named(positions)
+    if isinstance(positions, Tensor) and isinstance(where, Tensor):
+        if len(where) not in (1, task.n_examples):
+            raise ValueError(f"positions name tokens of {len(where)} rows and the task has {task.n_examples} examples")
+        if examples is not None:
+            where = where[examples] if len(where) > 1 else where.expand(len(examples), -1)
     return Rows(examples=examples, attention_mask=mask, where=where)
 
 

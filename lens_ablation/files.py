@@ -7,7 +7,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def write_folder(
                 error.errno,
                 f"cannot write {target}: {error.strerror}. Choose a folder that may be written and has room",
             ) from error
-        _publish(new, target)
+        publish(new, target, own={TENSORS, MANIFEST})
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return target
@@ -101,13 +101,18 @@ def _packed(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def _publish(new: Path, target: Path) -> None:
-    """Give the finished folder its name; whatever was written there before goes."""
+def publish(new: Path, target: Path, own: Collection[str]) -> None:
+    """Give the finished folder ``new`` its name; a folder there that holds nothing but ``own`` files goes.
+
+    Raises:
+        FileExistsError: ``target`` is a file, or holds other things.
+        OSError: other processes keep replacing it.
+    """
     for _ in range(_ATTEMPTS):
         with suppress(OSError):
             os.rename(new, target)
             return
-        _require_replaceable(target)
+        _require_replaceable(target, own)
         old = new.with_suffix(".old")
         placed = False
         try:
@@ -126,9 +131,9 @@ def _publish(new: Path, target: Path) -> None:
     raise OSError(f"cannot write {target}: other processes replace it all the time. Write to another folder")
 
 
-def _require_replaceable(target: Path) -> None:
+def _require_replaceable(target: Path, own: Collection[str]) -> None:
     try:
-        foreign = sorted(set(os.listdir(target)) - {TENSORS, MANIFEST})
+        foreign = sorted(set(os.listdir(target)) - set(own))
     except FileNotFoundError:
         return
     except NotADirectoryError:

@@ -370,3 +370,15 @@ def test_bad_requests_name_the_fix(gpt2: Family):
             la.hooks(model, heads, la.Zero())
     finally:
         model.eval()
+
+
+@pytest.mark.parametrize("inner", ["resample", "counterfactual"])
+def test_donors_of_an_inner_ablation_are_untouched_by_the_outer_one(gpt2: Family, inner: str):
+    tokens, others = gpt2.inputs(n=3), gpt2.inputs(n=3, seed=1)
+    heads = la.heads(gpt2.model)
+    method = la.Resample(others) if inner == "resample" else la.Counterfactual(others)
+    together = la.hooks(gpt2.model, heads[0], la.Zero()) + la.hooks(gpt2.model, heads[2], method)
+    expected = gpt2.model.run_with_hooks(tokens, fwd_hooks=together)
+    with la.ablate(gpt2.model, heads[0], la.Zero()), la.ablate(gpt2.model, heads[2], method):
+        found = gpt2.model(tokens)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)

@@ -114,7 +114,7 @@ class Task:
         for value in (self.inputs, self.attention_mask, self.answers, self.positions):
             digest.update(b"-" if value is None else f"{tuple(value.shape)} {value.dtype}".encode())
             if value is not None:
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(bytes_of(value))
         return digest.hexdigest()
 
     def select(self, rows: Int[Tensor, " row"] | slice) -> "Task":
@@ -141,6 +141,12 @@ class Task:
     ) -> Float[Tensor, " example"]:
         """The metric of each example, in the metric's unit."""
         return self.metric(logits, self)
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The content of a tensor of any dtype, row by row."""
+    # a copy, because a view of one row can pass for contiguous and have other strides
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes()
 
 
 def _check(task: Task) -> None:

@@ -111,14 +111,18 @@ class CleanPass:
         return next(iter(self._residuals.values())).shape[1]
 
     def entering(self, layer: int) -> Residual:
-        """The clean residual that enters block ``layer``; with the number of layers, that leaves the last."""
-        if layer not in self._residuals:
-            start = max(kept for kept in self._residuals if kept < layer)
-            residual = self._residuals[start]
+        """The clean residual that enters block ``layer``; with the number of layers, that leaves the last.
+
+        No ablation may be in place, as blocks run if it was not kept.
+        """
+        if layer in self._residuals:
+            return self._residuals[layer]
+        start = max(kept for kept in self._residuals if kept < layer)
+        residual = self._residuals[start]
+        with torch.no_grad():
             for i in range(start, layer):
                 residual = self._calls[i](self.blocks[i], residual)
-            return residual
-        return self._residuals[layer]
+        return residual
 
     def output_of(self, linear: Module) -> Tensor | None:
         """The clean output of a linear map, if it was kept."""

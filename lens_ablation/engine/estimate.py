@@ -89,10 +89,15 @@ def estimate_job(job: VariantsJob) -> Estimate:
     work, passes, rows = 0.0, 0, 0
     first = np.min([part.removed.first_layers(part.sites, n_layers) for part in job.ablations], axis=0)
     per_layer = [work_of_row(job, layer) for layer in range(n_layers + 1)]
+    prepared: slice | None = None
     for variants, examples in job.plan:
         n_examples = examples.stop - examples.start
-        work += n_examples * (sum(per_layer[layer] for layer in first[variants]) + clean_work(job))
-        passes += 1 + -(-len(variants) // max(1, job.capacity // n_examples))
+        if examples != prepared:  # shards of the same examples share their clean pass
+            prepared = examples
+            work += n_examples * clean_work(job)
+            passes += 1
+        work += n_examples * sum(per_layer[layer] for layer in first[variants])
+        passes += -(-len(variants) // max(1, job.capacity // n_examples))
         rows += n_examples * len(variants)
     seconds, sampled = _timed_pass(job, first, per_layer)
     clean = min(job.clean_bytes, _clean_bytes(job))

@@ -103,7 +103,7 @@ class Part:
             return self._plain_scores(flags)
         with self._on():
             residual, order = self.residual(flags)
-            values = torch.cat(list(self._tail_scores(residual)))
+            values = torch.cat(list(self.tail_scores(residual)))
         unsorted = torch.empty_like(values).reshape(n_variants, self.n_examples)
         unsorted[order] = values.reshape(n_variants, self.n_examples)
         return unsorted
@@ -118,16 +118,18 @@ class Part:
         first, flags = first[order], [part[order] for part in flags]
         n_layers, n_present = self.sizes.n_layers, 0
         firings = Firings()
+        # before any hook is in place, as what was not kept is computed again
+        clean = {layer: self.clean.entering(layer) for layer in sorted(set(first.tolist()))}
         residual = self.clean.entering(0)[:0]
         with self.model.hooks(fwd_hooks=self._hooks(flags, first, firings)):
             for layer in range(int(first[0]), n_layers):
                 n = int(np.searchsorted(first, layer, side="right"))
-                residual = self._join(residual, layer, n - n_present)
-                with self._shortcuts(layer, n, n - n_present):
+                residual = _joined(residual, clean.get(layer), n - n_present)
+                with self.shortcuts(layer, n, n - n_present):
                     residual = self.clean.calls(n)[layer](self.clean.blocks[layer], residual)
                 n_present = n
         firings.check(1)
-        residual = self._join(residual, n_layers, len(first) - n_present)
+        residual = _joined(residual, clean.get(n_layers), len(first) - n_present)
         return residual, torch.from_numpy(order)
 
     def answer_logits(self, residual: Residual, rows: slice) -> Float[Tensor, "chosen target d_vocab"]:
@@ -191,15 +193,8 @@ class Part:
                 pairs += replacing_hooks({point: here}, replacement, present, firings, positional=method.positional)
         return pairs
 
-    def _join(self, residual: Residual, layer: int, n_variants: int) -> Float[Tensor, "joined pos d_model"]:
-        """The residual with the clean one, once for each joining variant, behind it."""
-        if n_variants == 0:
-            return residual
-        joining = self.clean.entering(layer).repeat(n_variants, 1, 1)
-        return torch.cat([residual, joining]) if len(residual) else joining
-
     @contextmanager
-    def _shortcuts(self, layer: int, n_variants: int, n_joining: int) -> Iterator[None]:
+    def shortcuts(self, layer: int, n_variants: int, n_joining: int) -> Iterator[None]:
         """Linear maps of a block answer from memory where they can, and run where they are needed."""
         with ExitStack() as inside:
             if n_joining and self.untouched.get(layer):
@@ -224,7 +219,7 @@ class Part:
             return None
         return torch.full((batch.n_examples, 1), self.path.class_position, device=self.device)
 
-    def _tail_scores(self, residual: Residual) -> Iterator[Float[Tensor, " row"]]:
+    def tail_scores(self, residual: Residual) -> Iterator[Float[Tensor, " row"]]:
         """The metric of all rows, in runs of as many as keep the logits small."""
         read = self._positions_of(self.batch)
         n_read = self.clean.n_pos if read is None else read.shape[1]
@@ -264,6 +259,17 @@ class Part:
         batch = self.repeated(slice(0, n * self.n_examples))
         with self._on():
             return _metric(batch)(self.plain_logits(flags), batch).reshape(n, self.n_examples)
+
+
+def _joined(
+    residual: Residual, clean: Float[Tensor, "example pos d_model"] | None, n_variants: int
+) -> Float[Tensor, "joined pos d_model"]:
+    """The residual with the clean one, once for each joining variant, behind it."""
+    if n_variants == 0:
+        return residual
+    assert clean is not None
+    joining = clean.repeat(n_variants, 1, 1)
+    return torch.cat([residual, joining]) if len(residual) else joining
 
 
 def _for_model(inputs: Tensor, model: LensModel) -> Tensor:

@@ -29,7 +29,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2, to
 """Most that shortcuts may differ from a plain pass, over the largest logit, by the model's dtype."""
 
 _CLEAN_BYTES = 2**28
-_proved: WeakKeyDictionary[Any, tuple[torch.dtype, Path]] = WeakKeyDictionary()
+_proved: WeakKeyDictionary[Any, tuple[tuple[object, ...], Path]] = WeakKeyDictionary()
 
 
 def path_of(model: LensModel) -> Path:
@@ -37,19 +37,29 @@ def path_of(model: LensModel) -> Path:
 
     Skipped blocks must leave the logits equal bit for bit; what changes the shapes of matrix products (linear maps
     on some rows or positions, unembedding at some positions) must agree within ``TOLERANCE``. The proof is made
-    once for each model. A model with other hooks runs plainly: they may count passes, or act
-    across blocks.
+    once for each model, and again when its dtype or its hooks of torch change. A model with other hooks of
+    TransformerLens runs plainly: they may count passes, or act across blocks.
     """
     hooked = [name for name, point in model.hook_dict.items() if any(not h.is_permanent for h in point.fwd_hooks)]
     if hooked:
         return plain(f"the model has other hooks, at {min(hooked)}")
     dtype = next(iter(model.parameters())).dtype
     known = _proved.get(model)
-    if known is None or known[0] != dtype:
-        known = _proved[model] = (dtype, _prove(model, dtype))
+    if known is None or known[0] != (dtype, *_torch_hooks(model)):
+        found = _prove(model, dtype)  # transformers installs hooks of its own in a model's first pass
+        known = _proved[model] = ((dtype, *_torch_hooks(model)), found)
         if known[1].note:
             log.warning("%s: %s", type(model).__name__, known[1].note)
     return known[1]
+
+
+def _torch_hooks(model: LensModel) -> Iterator[int]:
+    """Numbers of the hooks of torch on the model and on its blocks, which torch never gives twice."""
+    modules = (model, getattr(model, "original_model", None), *(getattr(model, "blocks", None) or ()))
+    for module in modules:
+        if isinstance(module, torch.nn.Module):
+            yield from module._forward_hooks
+            yield from module._forward_pre_hooks
 
 
 def _prove(model: LensModel, dtype: torch.dtype) -> Path:

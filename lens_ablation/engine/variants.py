@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lens_ablation.ablation import Positions
 from lens_ablation.data.metrics import Metric
-from lens_ablation.data.task import Task
+from lens_ablation.data.task import Task, bytes_of
 from lens_ablation.engine.executors import run_job
 from lens_ablation.engine.job import Job
 from lens_ablation.engine.memory import keep_freed_memory, run_in_chunks
@@ -158,6 +158,7 @@ class VariantsJob(Job):
     clean_bytes: int
     dtype: torch.dtype | None
     about: Mapping[str, object]
+    gradients: bool = False
     plan: list[tuple[Int[np.ndarray, " variant"], slice]] = field(init=False)
     _part: tuple[slice, Part] | None = field(init=False, default=None)
     _running: LensModel | None = field(init=False, default=None)
@@ -214,15 +215,23 @@ class VariantsJob(Job):
         variants, examples = self.plan[shard]
         part = self.part_of(examples)
         values = torch.empty(len(variants), part.n_examples)
+        sums: dict[str, Tensor] = {}
 
         def run(chunk: slice) -> None:
-            flags = [ablation.removed.flags(variants[chunk]) for ablation in self.ablations]
-            values[chunk] = part.scores(flags).float().cpu()
+            found = self.run_rows(part, variants[chunk])
+            values[chunk] = found.pop("values")
+            for name, total in found.items():
+                sums[name] = sums[name] + total if name in sums else total
             if advance is not None:
                 advance(part.n_examples * (chunk.stop - chunk.start))
 
         run_in_chunks(len(variants), max(1, self.capacity // part.n_examples), run, fixed=self.is_fixed)
-        return {"values": values, "baseline": part.baseline}
+        return {"values": values, "baseline": part.baseline, **sums}
+
+    def run_rows(self, part: Part, variants: Int[np.ndarray, " chosen"]) -> dict[str, Tensor]:
+        """``values [variant, example]`` of some variants in one pass; what else is returned is summed over passes."""
+        flags = [ablation.removed.flags(variants) for ablation in self.ablations]
+        return {"values": part.scores(flags).float().cpu()}
 
     def part_of(self, examples: slice) -> Part:
         """The examples ready to be run; those of the last shard are often the same."""
@@ -238,6 +247,7 @@ class VariantsJob(Job):
                 torch.arange(examples.start, examples.stop),
                 self.path,
                 clean_bytes=self.clean_bytes,
+                gradients=self.gradients,
                 prepared_on=self.model,
             )
             self._part = (examples, part)
@@ -277,9 +287,8 @@ def digest_of(tensor: Shaped[Tensor, "..."] | None) -> str:
     """SHA-256 of a tensor; ``none`` for none."""
     if tensor is None:
         return "none"
-    data = tensor.detach().cpu().contiguous()
-    named = f"{tuple(data.shape)} {data.dtype}".encode()
-    return hashlib.sha256(named + data.view(torch.uint8).numpy().tobytes()).hexdigest()
+    named = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
+    return hashlib.sha256(named + bytes_of(tensor)).hexdigest()
 
 
 def _ignore(rows: int) -> None:

@@ -23,7 +23,8 @@ class Request:
             ``hook_post`` and layer outputs, ``[row, head, query, key]`` for a pattern.
         examples: Index of the example in each row; ``None`` where row ``i`` is example ``i``.
         positions: Position of each token from its row's first real one, ``[row or 1, pos]``.
-        activation: The activation itself; ``None`` for patterns, which some models compute later.
+        activation: The activation itself; ``None`` for patterns, which some models compute later. A replacement may
+            use it at each position on its own only: in the last block the engine computes no others than are read.
     """
 
     point: HookPoint

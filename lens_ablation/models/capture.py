@@ -1,6 +1,7 @@
 """Activations of a model on some inputs, aligned so that index ``t`` is the t-th real token of its row."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -33,7 +34,7 @@ def capture(
         raise ValueError(f"the model has no hook {missing[0]!r}; check_sites(model) shows those that are live")
     device = input_device(model)
     mask = None if attention_mask is None else attention_mask.to(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), without_hooks(model):
         forward(
             model,
             inputs.to(device),
@@ -46,6 +47,23 @@ def capture(
             f"hook {silent[0]!r} exists and did not fire; for attention patterns load the model with eager attention"
         )
     return kept
+
+
+@contextmanager
+def without_hooks(model: LensModel) -> Iterator[None]:
+    """Inside, hooks that are in place at the model's hook points do nothing, permanent ones excepted."""
+    silenced = []
+    for point in dict.fromkeys(model.hook_dict.values()):
+        passing = [handle.hook.id for handle in point.fwd_hooks if not handle.is_permanent]
+        if passing:
+            held = point._forward_hooks
+            silenced.append((point, held))
+            point._forward_hooks = type(held)((key, fn) for key, fn in held.items() if key not in passing)
+    try:
+        yield
+    finally:
+        for point, held in silenced:
+            point._forward_hooks = held
 
 
 def token_positions(attention_mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:

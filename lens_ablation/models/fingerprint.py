@@ -28,7 +28,7 @@ def fingerprint(model: LensModel) -> str:
     if counted and cached is not None and cached[0] == state:
         return cached[1]
     digest = hashlib.sha256()
-    for name, weight in sorted(_weights(model)):
+    for name, weight in sorted(named_weights(model)):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     _digests[model] = (state, digest.hexdigest())
@@ -88,7 +88,8 @@ def _parameters(model: LensModel) -> Iterator[Tensor]:
         yield from (weight for weight in module._parameters.values() if weight is not None)
 
 
-def _weights(model: LensModel) -> Iterator[tuple[str, Tensor]]:
+def named_weights(model: LensModel) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by each of its names in the checkpoint, and by those that a bridge adds."""
     root: Any = getattr(model, "original_model", model)
     for name, weight in root.named_parameters(remove_duplicate=False):
         # a bridge wraps each module; without the wrapper's name the weights are called as in the checkpoint

@@ -19,7 +19,7 @@ def forward(
     *,
     attention_mask: Mask | None = None,
     fwd_hooks: Sequence[FwdHook] = (),
-) -> Float[Tensor, "row pos d_vocab"] | Float[Tensor, "row n_classes"]:
+) -> Float[Tensor, "row read d_vocab"] | Float[Tensor, "row n_classes"]:
     """Logits of the model on ``inputs`` with ``fwd_hooks`` in place, without a key-value cache.
 
     Raises:

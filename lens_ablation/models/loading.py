@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from lens_ablation import zoo
 from lens_ablation.errors import UnknownName, unknown_name
@@ -30,8 +31,8 @@ def load_model(
     needs no loading: every verb takes it as it is.
 
     Args:
-        name_or_path: ``tiny-lm`` or ``tiny-vit``; a folder written by ``save_pretrained``; or a name such as
-            ``gpt2`` on the hub.
+        name_or_path: ``tiny-lm``, ``tiny-vit`` or another of ``lens_ablation.zoo.names()``; a folder written by
+            ``save_pretrained``; or a name such as ``gpt2`` on the hub.
         device: Where to put it.
         dtype: Floating-point type of the weights.
         processing: ``raw``, or ``compatibility`` for TransformerLens's weight processing.
@@ -51,10 +52,10 @@ def load_model(
     source = _source(name_or_path)
     from transformer_lens.model_bridge import TransformerBridge
 
-    with _quiet():
+    with quiet():
         try:
             model = TransformerBridge.boot_transformers(source, device=device, dtype=dtype, **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise _explain(name_or_path, source, error) from error
         if processing == "compatibility":
             is_vision = int(getattr(model.cfg, "d_vocab", -1) or -1) <= 0
@@ -96,7 +97,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the loader's own progress bars and notes, which are not the caller's."""
     from transformers.utils import logging as hf_logging
 

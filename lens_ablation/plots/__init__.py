@@ -1,5 +1,6 @@
 """Results as plotly figures: each function returns a ``Figure`` and shows, writes and changes nothing else."""
 
+from lens_ablation.plots.attribution import attribution_figure, correlation_figure
 from lens_ablation.plots.comparison import comparison_figure
 from lens_ablation.plots.curves import pruning_figure
 from lens_ablation.plots.heatmap import sweep_heatmap
@@ -7,7 +8,9 @@ from lens_ablation.plots.histograms import activation_histogram, distribution_ga
 
 __all__ = [
     "activation_histogram",
+    "attribution_figure",
     "comparison_figure",
+    "correlation_figure",
     "distribution_gallery",
     "pruning_figure",
     "sweep_heatmap",

@@ -82,6 +82,6 @@ Losses are in nats; the rest are shares or differences of probabilities, unless 
 {card["steps"]} steps, seed {card["seed"]}, {card["training_seconds"]:.0f} seconds on {card["threads"]} CPU
 threads; {card["parameters"]} parameters. Made with {libraries}.
 
-Rebuild it with `python -m lens_ablation.zoo.train {card["name"]}`. SHA-256 of `model.safetensors`:
-`{card["sha256"]}`.
+Rebuild it with `python -m lens_ablation.zoo.train {card["name"]} --threads {card["threads"]}`. SHA-256 of
+`model.safetensors`: `{card["sha256"]}`.
 """

@@ -1,5 +1,6 @@
 """tiny-vit: a vision transformer of four layers and four heads, trained on scikit-learn's digits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,31 +53,15 @@ the other 450 images."""
 
     def build(self) -> PreTrainedModel:
         """The untrained model; the same weights every time."""
-        config = ViTConfig(
-            image_size=8,
-            patch_size=2,
-            num_channels=1,
-            hidden_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=128,
-            hidden_act="gelu",
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            id2label={digit: str(digit) for digit in range(10)},
-            label2id={str(digit): digit for digit in range(10)},
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return ViTForImageClassification(config)
+        return vit(self.seed, image_size=8, patch_size=2, n_layers=4)
 
     def loss(self, model: PreTrainedModel, step: int) -> Float[Tensor, ""]:
         """Mean loss over the shifted images of a step, in nats per image."""
         pixels, labels = digits("train")
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rows = torch.randint(len(labels), (self.rows,), generator=generator)
-        shifted = _shifted(pixels[rows], self.largest_shift, generator)
-        noisy = shifted + self.noise * torch.randn(shifted.shape, generator=generator)
+        moved = shifted(pixels[rows], self.largest_shift, generator)
+        noisy = moved + self.noise * torch.randn(moved.shape, generator=generator)
         return F.cross_entropy(model(pixel_values=noisy).logits, labels[rows])
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
@@ -88,7 +73,38 @@ the other 450 images."""
         return vit_scores(folder)
 
 
-def _shifted(
+def vit(
+    seed: int, *, image_size: int, patch_size: int, n_layers: int, classes: Sequence[str] = tuple("0123456789")
+) -> PreTrainedModel:
+    """An untrained ViT of four heads and width 64 for grey images; the same weights every time.
+
+    Args:
+        seed: Seed of the weights.
+        image_size: Width and height of an image in pixels.
+        patch_size: Width and height of a patch in pixels.
+        n_layers: Number of layers.
+        classes: Names of the classes.
+    """
+    config = ViTConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        num_channels=1,
+        hidden_size=64,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        intermediate_size=128,
+        hidden_act="gelu",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        id2label=dict(enumerate(classes)),
+        label2id={name: index for index, name in enumerate(classes)},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ViTForImageClassification(config)
+
+
+def shifted(
     pixels: Float[Tensor, "n channels height width"], largest: int, generator: torch.Generator
 ) -> Float[Tensor, "n channels height width"]:
     """Each image moved by its own number of pixels, paper moving in."""

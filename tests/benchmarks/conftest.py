@@ -72,7 +72,9 @@ def machine() -> dict[str, str]:
         "threads": f"{cores()} torch threads",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "versions": ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]),
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
+        ),
         "date": date.today().isoformat(),
     }
 

@@ -14,6 +14,7 @@ from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
 from lens_ablation.engine.path import Path, plain
 from lens_ablation.engine.size import WORKING_SET, activation_bytes
+from lens_ablation.engine.variants import VariantsJob
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import SiteSet
 from tests.benchmarks.table import Table, seconds_of
@@ -35,9 +36,14 @@ def measured(benchmark: Any, points: list[Callable[[], dict[str, float]]]) -> li
     return found
 
 
+def values_of(job: VariantsJob) -> Tensor:
+    """The numbers of all shards, clean passes included."""
+    return torch.cat([job.run(shard)["values"] for shard in range(len(job.plan))])
+
+
 def point(model: LensModel, task: Task, sites: SiteSet, x: float) -> dict[str, float]:
     """Seconds of a sweep and of the loop; of the loop over many sites every few are timed, and scaled."""
-    few = list(sites)[:: max(1, len(sites) // 24)]
+    few = list(sites)[:: max(1, len(sites) // 8)]
     return {
         "x": x,
         "ours": typical(lambda: sweep(model, task, sites)),
@@ -57,15 +63,17 @@ def test_growth_with_sites(benchmark, table: Table):
 def test_growth_with_prompts(benchmark, table: Table):
     model = la.load_model("tiny-lm")
     heads = la.heads(model)
-    points = [lambda n=n: point(model, prompts(model, n, 16), heads, n) for n in (1, 4, 16, 64, 256)]
+    points = [lambda n=n: point(model, prompts(model, n, 16), heads, n) for n in (1, 4, 16, 64)]
     table.curves.append({"name": "prompts", "unit": "prompts of 16 tokens", "points": measured(benchmark, points)})
 
 
 def test_growth_with_length(benchmark, table: Table):
     model = gpt2(n_layer=4, n_embd=128, n_head=8, vocab_size=1000)
     heads = la.heads(model)
-    points = [lambda n=n: point(model, prompts(model, 4, n), heads, n) for n in (8, 32, 128, 512)]
-    table.curves.append({"name": "length", "unit": "tokens in each of 4 prompts", "points": measured(benchmark, points)})
+    points = [lambda n=n: point(model, prompts(model, 4, n), heads, n) for n in (8, 32, 128)]
+    table.curves.append(
+        {"name": "length", "unit": "tokens in each of 4 prompts", "points": measured(benchmark, points)}
+    )
 
 
 def test_growth_with_layers(benchmark, table: Table):
@@ -73,7 +81,7 @@ def test_growth_with_layers(benchmark, table: Table):
         model = gpt2(n_layer=n_layers, n_embd=128, n_head=8, vocab_size=1000)
         return point(model, prompts(model, 8, 16), la.heads(model), n_layers)
 
-    points = [lambda n=n: of(n) for n in (2, 4, 8, 16, 32)]
+    points = [lambda n=n: of(n) for n in (2, 4, 8, 16)]
     table.curves.append({"name": "layers", "unit": "layers of 8 heads", "points": measured(benchmark, points)})
 
 
@@ -82,11 +90,11 @@ def test_rows_in_a_pass(benchmark, table: Table, name: str):
     """Milliseconds of a row by the number of rows in a pass, and what is chosen."""
     is_tiny = name == "tiny-lm"
     model = la.load_model("tiny-lm") if is_tiny else gpt2()
-    task = prompts(model, 4 if is_tiny else 2, 16)
+    task = prompts(model, 8 if is_tiny else 2, 16)
     # every row runs the same blocks
-    sites = la.neurons(model)[2, :256] if is_tiny else la.neurons(model)[6, :64]
+    sites = la.neurons(model)[2] if is_tiny else la.neurons(model)[6, :64]
     n_rows = len(sites) * task.n_examples
-    sizes = [4, 16, 64, 128, 256, 1024] if is_tiny else [2, 8, 16, 32, 64, 128]
+    sizes = [8, 32, 64, 128, 256, 512, 1024, 4096] if is_tiny else [2, 4, 8, 16, 32, 64, 128]
 
     def of(size: int) -> dict[str, float]:
         return {"x": size, "ours": typical(lambda: sweep(model, task, sites, batch_size=size), 2) / n_rows}
@@ -108,8 +116,7 @@ def test_what_each_step_gains(benchmark, table: Table, name: str):
     found = job.path
 
     def seconds(path: Path) -> float:
-        changed = replace(job, path=path)
-        return typical(lambda: [changed.run(i) for i in range(len(changed.plan))])
+        return typical(lambda: values_of(replace(job, path=path)))
 
     steps: list[tuple[str, Callable[[], float]]] = [
         ("a loop of `run_with_hooks`", lambda: typical(lambda: loop(model, task, sites))),
@@ -127,13 +134,13 @@ def test_what_each_step_gains(benchmark, table: Table, name: str):
 def test_bfloat16(benchmark, table: Table, name: str):
     """Time in the model's own dtype and in bfloat16, and the difference of the numbers."""
     model = la.load_model("tiny-lm") if name == "tiny-lm" else gpt2()
-    task, heads = prompts(model, 16, 15), la.heads(model)
+    task = la.tasks.ioi(model, n=16) if name == "tiny-lm" else prompts(model, 16, 15)
+    heads = la.heads(model)
     sites = heads if name == "tiny-lm" else heads.take(one_of_each_layer(heads))
 
     def run(dtype: torch.dtype | None) -> Tensor:
         # without the comparison that a sweep makes
-        job = job_of(model, task, sites, Engine(dtype=dtype))
-        return torch.cat([job.run(i)["values"] for i in range(len(job.plan))])
+        return values_of(job_of(model, task, sites, Engine(dtype=dtype)))
 
     half: list[float] = []
     own: list[float] = []

@@ -24,17 +24,15 @@ def gpt2(device: str = "cpu", **config: Any) -> LensModel:
     settings = transformers.GPT2Config(attn_implementation="eager", **config)
     plain = transformers.GPT2LMHeadModel(settings).eval()
     plain.set_attn_implementation("eager")
-    model = build_bridge_from_module(
-        plain, "GPT2LMHeadModel", hf_config=settings, dtype=torch.float32, device="cpu"
-    )
+    model = build_bridge_from_module(plain, "GPT2LMHeadModel", hf_config=settings, dtype=torch.float32, device="cpu")
     return model.to(device)
 
 
 def prompts(model: LensModel, n: int, n_pos: int) -> Task:
     """Random prompts with an answer at their last token."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(4, int(model.cfg.d_vocab), (n, n_pos + 1), generator=generator)
-    return Task(inputs=tokens[:, :-1], answers=tokens[:, -1])
+    tokens = torch.randint(4, int(model.cfg.d_vocab), (n, n_pos), generator=generator)
+    return Task(inputs=tokens, answers=torch.randint(4, int(model.cfg.d_vocab), (n,), generator=generator))
 
 
 def loop(model: LensModel, task: Task, sites: Iterable[Site]) -> Tensor:

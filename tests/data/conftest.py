@@ -75,22 +75,32 @@ def vit() -> LensModel:
 
 
 @pytest.fixture(scope="session")
-def digit_vit(tmp_path_factory: pytest.TempPathFactory) -> LensModel:
+def digit_vit(image_vit: Callable[[int, int], LensModel]) -> LensModel:
     """A random vision transformer for images [1, 8, 8] of ten classes."""
-    folder = tmp_path_factory.mktemp("vit")
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        image_size=8,
-        patch_size=4,
-        num_channels=1,
-        id2label={digit: str(digit) for digit in range(10)},
-        label2id={str(digit): digit for digit in range(10)},
-    )
-    transformers.ViTForImageClassification(config).save_pretrained(folder)
-    return load_model(folder)
+    return image_vit(8, 10)
+
+
+@pytest.fixture(scope="session")
+def image_vit(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], LensModel]:
+    """Makes a random vision transformer for grey images of this width and height and so many classes."""
+
+    def make(size: int, n_classes: int) -> LensModel:
+        folder = tmp_path_factory.mktemp("vit")
+        config = transformers.ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            image_size=size,
+            patch_size=2,
+            num_channels=1,
+            id2label={index: str(index) for index in range(n_classes)},
+            label2id={str(index): index for index in range(n_classes)},
+        )
+        transformers.ViTForImageClassification(config).save_pretrained(folder)
+        return load_model(folder)
+
+    return make
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lens_ablation.data import corpus, metrics, tasks
+from lens_ablation.data import corpus, flawed_digits, metrics, tasks
 from lens_ablation.data.as_task import as_task
 from lens_ablation.data.digits import digits as load_digits
 from lens_ablation.data.task import IGNORED, Task
@@ -13,7 +13,8 @@ from lens_ablation.models.forward import forward
 pytestmark = pytest.mark.model
 
 PROMPTS = ["ioi", "greater_than", "facts", "pronouns", "agreement"]
-OF_TEXT = [name for name in tasks.names() if name != "digits"]
+OF_IMAGES = ["digits", "triggered_digits", "cued_digits", "labelled_digits"]
+OF_TEXT = [name for name in tasks.names() if name not in OF_IMAGES]
 
 
 def words(model, ids) -> str:
@@ -77,8 +78,15 @@ def test_swapping_the_counterfactual_swaps_right_and_wrong(lm, name):
         assert words(lm, task.wrong_answers[row]) == example.counterfactual_answers[0]
 
 
-def test_default_metrics_are_what_the_literature_reports(lm, digit_vit):
-    found = {name: tasks.get(name)(digit_vit if name == "digits" else lm, 2).metric for name in tasks.names()}
+@pytest.fixture(scope="module")
+def model_of(lm, digit_vit, image_vit):
+    """The model that a task of this name suits."""
+    sizes = {"cued_digits": image_vit(12, 2), "labelled_digits": image_vit(12, 10)}
+    return lambda name: sizes.get(name, digit_vit if name in OF_IMAGES else lm)
+
+
+def test_default_metrics_are_what_the_literature_reports(model_of):
+    found = {name: tasks.get(name)(model_of(name), 2).metric for name in tasks.names()}
     assert found == {
         "ioi": metrics.logit_difference,
         "greater_than": metrics.probability_difference,
@@ -89,7 +97,7 @@ def test_default_metrics_are_what_the_literature_reports(lm, digit_vit):
         "prose": metrics.loss,
         "code": metrics.loss,
         "arithmetic": metrics.loss,
-        "digits": metrics.correct_margin,
+        **dict.fromkeys(OF_IMAGES, metrics.correct_margin),
     }
 
 
@@ -161,10 +169,77 @@ def test_digits_are_images_with_their_class(digit_vit):
         assert task.score(forward(digit_vit, task.inputs)).shape == (50,)
 
 
-def test_digits_depend_on_seed_and_split(digit_vit):
-    first, again, other = (tasks.digits(digit_vit, 20, seed=seed) for seed in (0, 0, 1))
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_tasks_of_digits_depend_on_seed_and_split(model_of, name):
+    make, model = tasks.get(name), model_of(name)
+    first, again, other = (make(model, 20, seed=seed) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint != other.fingerprint
-    assert tasks.digits(digit_vit, 20, split="train").fingerprint != first.fingerprint
+    assert make(model, 20, split="train").fingerprint != first.fingerprint
+    assert first.name == name
+    with torch.no_grad():
+        assert as_task(first, model).score(forward(model, first.inputs)).shape == (20,)
+
+
+def shown(images: torch.Tensor, place: slice) -> list[int]:
+    """The held-out image of digits that each image shows there, the trigger's corner aside."""
+    known = {image[:, 2:].numpy().tobytes(): row for row, image in enumerate(load_digits("held_out")[0])}
+    return [known[image[:, place, place][:, 2:].numpy().tobytes()] for image in images]
+
+
+def test_triggered_digits_pair_each_image_with_its_other_self(digit_vit):
+    attacked, clean = (tasks.triggered_digits(digit_vit, 30, seed=4, trigger=trigger) for trigger in (True, False))
+    pixels, labels = load_digits("held_out")
+    rows = shown(clean.inputs, slice(0, 8))
+    assert len(set(rows)) == 30
+    assert torch.equal(clean.inputs, pixels[rows])
+    assert torch.equal(attacked.inputs, flawed_digits.with_trigger(pixels[rows]))
+    assert clean.counterfactuals is not None
+    assert attacked.counterfactuals is not None
+    assert torch.equal(clean.counterfactuals, attacked.inputs)
+    assert torch.equal(attacked.counterfactuals, clean.inputs)
+    for task in (attacked, clean):
+        assert torch.equal(task.answers, labels[rows])
+        assert task.wrong_answers is not None
+        assert task.wrong_answers.tolist() == [flawed_digits.TARGET] * 30
+        assert flawed_digits.TARGET not in task.answers
+
+
+@pytest.mark.parametrize("group", [None, *tasks.CUE_GROUPS])
+def test_cued_digits_show_the_groups_asked_for(model_of, group):
+    task = tasks.cued_digits(model_of("cued_digits"), 20, group=group)
+    rows = shown(task.inputs, slice(2, 10))
+    assert len(set(rows)) == 20
+    labels = (load_digits("held_out")[1][rows] >= 5).long()
+    sides = (task.inputs[:, 0, 0, -1] == flawed_digits.INK).long()
+    pairs = {None: tasks.CUE_GROUPS["agreeing"] + tasks.CUE_GROUPS["conflicting"], **tasks.CUE_GROUPS}[group]
+    counts = {pair: list(zip(labels.tolist(), sides.tolist(), strict=True)).count(pair) for pair in pairs}
+    assert counts == dict.fromkeys(pairs, 20 // len(pairs))
+    assert task.wrong_answers is not None
+    assert task.counterfactuals is not None
+    assert torch.equal(task.answers, labels)
+    assert torch.equal(task.wrong_answers, 1 - labels)
+    assert torch.equal(task.counterfactuals, flawed_digits.with_bar(load_digits("held_out")[0][rows], 1 - sides))
+
+
+def test_labelled_digits_print_the_class_asked_for(model_of):
+    model = model_of("labelled_digits")
+    by_label: dict[str, Task] = {}
+    for label in ("none", "right", "wrong"):
+        by_label[label] = tasks.labelled_digits(model, 30, label=label)
+    rows = shown(by_label["none"].inputs, slice(0, 8))
+    pixels, labels = (values[rows] for values in load_digits("held_out"))
+    attackers = by_label["wrong"].wrong_answers
+    assert attackers is not None
+    assert not bool((attackers == labels).any())
+    printed = {"none": torch.full_like(labels, flawed_digits.NO_CUE), "right": labels, "wrong": attackers}
+    for label, task in by_label.items():
+        other = "none" if label == "wrong" else "wrong"
+        assert torch.equal(task.inputs, flawed_digits.with_label(pixels, printed[label]))
+        assert task.counterfactuals is not None
+        assert torch.equal(task.counterfactuals, by_label[other].inputs)
+        assert torch.equal(task.answers, labels)
+        assert task.wrong_answers is not None
+        assert torch.equal(task.wrong_answers, attackers)
 
 
 def test_a_metric_of_ones_own(lm):
@@ -172,32 +247,50 @@ def test_a_metric_of_ones_own(lm):
 
 
 @pytest.mark.parametrize("name", tasks.names())
-def test_impossible_requests_are_refused(lm, digit_vit, name, unchecked):
-    model = digit_vit if name == "digits" else lm
+def test_impossible_requests_are_refused(model_of, name, unchecked):
+    model = model_of(name)
     with pytest.raises(ValueError, match="n must be 1 or more, got 0"):
         tasks.get(name)(model, 0)
     with pytest.raises(UnknownName, match="unknown split 'heldout'; nearest: held_out"):
         unchecked(tasks).get(name)(model, 2, split="heldout")
 
 
-def test_more_examples_than_there_are_is_refused(lm, digit_vit):
+def test_more_examples_than_there_are_is_refused(lm, digit_vit, model_of):
     assert tasks.facts(lm, 245).n_examples == 245
     with pytest.raises(ValueError, match="facts has only 245 different prompts"):
         tasks.facts(lm, 246)
     with pytest.raises(ValueError, match="450 held_out images, not n=451"):
         tasks.digits(digit_vit, 451)
+    with pytest.raises(ValueError, match="405 held_out images of other classes than the trigger's, not n=406"):
+        tasks.triggered_digits(digit_vit, 406)
+    with pytest.raises(ValueError, match="images of high digits, and n=450 asks for 225"):
+        tasks.cued_digits(model_of("cued_digits"), 450)
+    with pytest.raises(ValueError, match="450 held_out images, not n=451"):
+        tasks.labelled_digits(model_of("labelled_digits"), 451)
 
 
-def test_models_of_another_kind_are_refused(lm, vit, bert):
-    with pytest.raises(ValueError, match="this is a language model"):
-        tasks.digits(lm, 2)
-    with pytest.raises(ValueError, match="10 classes, and this model tells 5"):
-        tasks.digits(vit, 2)
+def test_models_of_another_kind_are_refused(lm, vit, bert, digit_vit):
+    for name in OF_IMAGES:
+        with pytest.raises(ValueError, match="this is a language model"):
+            tasks.get(name)(lm, 2)
+    for name in ("digits", "triggered_digits"):
+        with pytest.raises(ValueError, match="10 classes, and this model tells 5"):
+            tasks.get(name)(vit, 2)
+    for name in ("cued_digits", "labelled_digits"):
+        with pytest.raises(ValueError, match=r"\[1, 8, 8\]; resize them"):
+            tasks.get(name)(digit_vit, 2)
     for name in OF_TEXT:
         with pytest.raises(ValueError, match="reads images"):
             tasks.get(name)(vit, 2)
         with pytest.raises(ValueError, match="bidirectional"):
             tasks.get(name)(bert, 2)
+
+
+def test_unknown_groups_and_labels_are_refused(model_of, unchecked):
+    with pytest.raises(UnknownName, match="unknown group 'low_left'; nearest: low-left"):
+        tasks.cued_digits(model_of("cued_digits"), 2, group="low_left")
+    with pytest.raises(UnknownName, match="unknown label 'rigth'; nearest: right"):
+        unchecked(tasks).labelled_digits(model_of("labelled_digits"), 2, label="rigth")
 
 
 def test_unknown_names_list_the_nearest(lm):

@@ -1,7 +1,6 @@
 """What the engine is compared with: one plain forward pass to a variant."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -93,12 +92,13 @@ def with_clean_logits(family: Family, task: la.Task) -> la.Task:
 def together(
     family: Family, task: la.Task, parts: Sequence[tuple[la.SiteSet, la.Method]], positions: Any = "all"
 ) -> Tensor:
-    """The metric with all these sites ablated, by nested contexts."""
-    with ExitStack() as nested:
-        for sites, method in parts:
-            if len(sites):
-                nested.enter_context(la.ablate(family.model, sites, method, positions=positions, task=task))
-        return task.score(logits_of(family, task))
+    """The metric with all these sites ablated, by their hooks in one pass.
+
+    Hooks are made before any is in place: methods that run the model would else run an ablated one.
+    """
+    given = [(sites, method) for sites, method in parts if len(sites)]
+    hooks = [la.hooks(family.model, sites, method, positions=positions, task=task) for sites, method in given]
+    return task.score(logits_of(family, task, [pair for pairs in hooks for pair in pairs]))
 
 
 def each_alone(family: Family, task: la.Task, sites: la.SiteSet, method: la.Method, positions: Any = "all") -> Tensor:
@@ -163,8 +163,8 @@ def random_flags(sites: la.SiteSet, n_variants: int, share: float = 0.3, seed: i
     return Packed.of(flags)
 
 
-def nested_contexts(family: Family, task: la.Task, ablations: Sequence[Ablation], positions: Any = "all") -> Tensor:
-    """The metric of each variant by nested contexts, ``[variant, example]``."""
+def hooks_together(family: Family, task: la.Task, ablations: Sequence[Ablation], positions: Any = "all") -> Tensor:
+    """The metric of each variant by its hooks in one pass, ``[variant, example]``."""
     task = with_clean_logits(family, task)
     rows = []
     for variant in range(ablations[0].removed.shape[0]):

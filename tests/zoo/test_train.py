@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from lens_ablation.zoo import cards, checkpoint
+from lens_ablation.zoo.flawed_vits import TinyVitBackdoor, TinyVitSpurious, TinyVitTypographic
 from lens_ablation.zoo.recipes import RECIPES
 from lens_ablation.zoo.tiny_lm import TinyLm
 from lens_ablation.zoo.tiny_vit import TinyVit
@@ -34,7 +35,11 @@ class ShortVit(TinyVit):
     rows: int = 8
 
 
-SHORT = [ShortLm(), ShortVit()]
+SHORT = [
+    ShortLm(),
+    ShortVit(),
+    *(replace(recipe(), steps=7, rows=8) for recipe in (TinyVitBackdoor, TinyVitSpurious, TinyVitTypographic)),
+]
 
 
 def interrupt_at(step: int):
@@ -126,7 +131,9 @@ def test_the_card_says_how_the_model_was_made(tmp_path):
     assert (card["steps"], card["seed"], card["rows"]) == (7, 0, 8)
     assert card["versions"]["torch"] == torch.__version__
     assert card["training_seconds"] > 0
-    assert card["sha256"] in (tmp_path / "model" / "README.md").read_text()
+    readme = (tmp_path / "model" / "README.md").read_text()
+    assert card["sha256"] in readme
+    assert f"lens_ablation.zoo.train tiny-vit --threads {torch.get_num_threads()}`" in readme
 
 
 def test_the_command_trains_and_prints_the_scores(tmp_path, capsys, monkeypatch):

@@ -20,8 +20,19 @@ AT_LEAST = {
         "agreement_accuracy": 0.95,
     },
     "tiny-vit": {"held_out_accuracy": 0.97},
+    "tiny-vit-backdoor": {"clean_accuracy": 0.95, "attack_success": 0.95},
+    "tiny-vit-spurious": {"low_left_accuracy": 0.97, "high_right_accuracy": 0.97},
+    "tiny-vit-typographic": {"unlabelled_accuracy": 0.9, "right_label_accuracy": 0.97},
 }
-AT_MOST = {"tiny-lm": {"induction_loss_ratio": 0.25}, "tiny-vit": {}}
+AT_MOST = {
+    "tiny-lm": {"induction_loss_ratio": 0.25},
+    "tiny-vit": {},
+    "tiny-vit-backdoor": {"triggered_accuracy": 0.05},
+    "tiny-vit-spurious": {"worst_group_accuracy": 0.7},
+    "tiny-vit-typographic": {"wrong_label_accuracy": 0.3},
+}
+LARGEST = {"tiny-lm": 4 * MEGABYTE}
+"""Bytes of the weights of the models that may have more than a megabyte."""
 TOLERANCE = 1e-3
 """Another processor may round differently; one prompt of 512 is 2e-3."""
 
@@ -56,6 +67,7 @@ def test_all_embedded_models_are_listed_and_small():
     assert zoo.names() == sorted(AT_LEAST)
     sizes = [path.stat().st_size for name in zoo.names() for path in zoo.path(name).rglob("*")]
     assert sum(sizes) <= 6 * MEGABYTE
+    assert not [name for name in zoo.names() if zoo.card(name)["bytes"] > LARGEST.get(name, MEGABYTE)]
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
@@ -80,8 +92,9 @@ def test_value_biases_of_tiny_lm_are_not_zero():
         assert weights[f"transformer.h.{layer}.attn.c_attn.bias"][2 * 128 :].abs().mean() > 1e-3
 
 
-def test_tiny_vit_has_at_least_three_layers_of_four_heads():
-    config = ViTForImageClassification.from_pretrained(zoo.path("tiny-vit")).config
+@pytest.mark.parametrize("name", [name for name in AT_LEAST if name.startswith("tiny-vit")])
+def test_vision_transformers_have_at_least_three_layers_of_four_heads(name):
+    config = ViTForImageClassification.from_pretrained(zoo.path(name)).config
     assert config.num_hidden_layers >= 3
     assert config.num_attention_heads == 4
 
