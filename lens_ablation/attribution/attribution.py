@@ -81,8 +81,8 @@ class Attribution:
 
     def strongest(self, k: int = 10) -> pd.DataFrame:
         """The ``k`` components with the largest mean weight in size."""
-        frame = self.to_dataframe()
-        return frame.reindex(frame["weight"].abs().sort_values(ascending=False).index)[:k]
+        order = np.argsort(-np.abs(self.mean.numpy()), kind="stable")
+        return self.to_dataframe().take(order[:k].tolist())
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row to a component: mean weight over examples, its interval, its layer."""

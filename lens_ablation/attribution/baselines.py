@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -104,7 +103,10 @@ class RandomAttribution(Attributor):
     """
 
     seed: int = 0
-    name: ClassVar[str] = "Random"
+
+    @property
+    def name(self) -> str:
+        return "Random"
 
     @property
     def settings(self) -> Mapping[str, object]:

@@ -43,7 +43,7 @@ class Components:
         """SHA-256 of all addresses."""
         return hashlib.sha256("".join(sites.digest for sites in self.sets).encode()).hexdigest()
 
-    def split(self, columns: Shaped[np.ndarray, "row component"]) -> list[Shaped[np.ndarray, "row site"]]:
+    def split(self, columns: Shaped[np.ndarray, "row component"]) -> list[Shaped[np.ndarray, "row _"]]:
         """Columns of the components as those of each set."""
         return np.split(columns, np.cumsum([len(sites) for sites in self.sets])[:-1], axis=1)
 

@@ -44,7 +44,7 @@ class BlockCall:
 
     def mapped(self, fn: Callable[[Tensor], Tensor]) -> "BlockCall":
         """The call with ``fn`` applied to every tensor."""
-        args, kwargs = (_mapped(value, fn) for value in (self.args, dict(self.kwargs)))
+        args, kwargs = (mapped(value, fn) for value in (self.args, dict(self.kwargs)))
         return BlockCall(args, kwargs, self.by_keyword, self.rest)
 
 
@@ -70,6 +70,7 @@ class CleanPass:
         inputs: Tokens or pixels of the examples.
         attention_mask: True where a token is real.
         linears: By layer, linear maps whose outputs are worth keeping.
+        hooks: Modules of hook points whose activations are worth keeping, as the model gives them.
         budget: Bytes.
 
     Raises:
@@ -83,6 +84,7 @@ class CleanPass:
         attention_mask: Bool[Tensor, "row pos"] | None,
         *,
         linears: Mapping[int, Sequence[Module]],
+        hooks: Sequence[Module] = (),
         budget: int,
     ):
         self.blocks = blocks_of(model)
@@ -94,6 +96,8 @@ class CleanPass:
         self._seen: dict[tuple[int, int], Tensor] = {}
         self._left, self._stride = budget, 1
         with ExitStack() as hooked:
+            for point in hooks:
+                hooked.callback(point.register_forward_pre_hook(self._keep_input).remove)
             for layer, block in enumerate(self.blocks):
                 for linear in linears.get(layer, ()):
                     hooked.callback(linear.register_forward_hook(self._keep_output).remove)
@@ -124,9 +128,20 @@ class CleanPass:
                 residual = self._calls[i](self.blocks[i], residual)
         return residual
 
-    def output_of(self, linear: Module) -> Tensor | None:
-        """The clean output of a linear map, if it was kept."""
-        return self._outputs.get(linear)
+    def kept(self, module: Module) -> Tensor | None:
+        """The clean output of a linear map or the activation at a hook point, if it was kept."""
+        return self._outputs.get(module)
+
+    def attention(self, layer: int) -> Module:
+        """The attention module of a block.
+
+        Raises:
+            UnsupportedModel: the block has none of that name.
+        """
+        found = getattr(self.blocks[layer], "attn", None)
+        if not isinstance(found, Module):
+            raise UnsupportedModel(f"block {layer} has no attention module")
+        return found
 
     def calls(self, n_variants: int) -> list[BlockCall]:
         """How each block is called for the examples repeated ``n_variants`` times."""
@@ -143,7 +158,7 @@ class CleanPass:
 
         Tensors that several blocks are given are repeated once.
         """
-        if n == 1 or tensor.ndim < 2 or tensor.shape[0] != self.n_rows or self.n_rows == 1:
+        if n == 1 or self.n_rows == 1 or not is_by_row(tensor, self.n_rows):
             return tensor
         key = (id(tensor), n)
         if key not in self._seen:
@@ -171,6 +186,9 @@ class CleanPass:
         if layer == len(self.blocks) - 1:
             self._residuals[layer + 1] = residual
 
+    def _keep_input(self, point: Module, args: tuple[Any, ...]) -> None:
+        self._keep_output(point, args, args[0])
+
     def _keep_output(self, linear: Module, args: tuple[Any, ...], out: Tensor) -> None:
         if out.nbytes <= self._left:
             self._left -= out.nbytes
@@ -187,11 +205,20 @@ def _without_cache(value: Any) -> Any:
     return value
 
 
-def _mapped(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+def is_by_row(tensor: Shaped[Tensor, "..."], n_rows: int) -> bool:
+    """Whether a tensor that a block is given has one entry to a row, rather than one for all rows.
+
+    A table of floats without an axis of rows (rotary angles by position) is not mistaken for rows.
+    """
+    return tensor.shape[:1] == (n_rows,) and (tensor.ndim > 2 or (tensor.ndim == 2 and not tensor.is_floating_point()))
+
+
+def mapped(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A value with ``fn`` applied to every tensor in it."""
     if isinstance(value, Tensor):
         return fn(value)
     if isinstance(value, tuple):
-        return tuple(_mapped(part, fn) for part in value)
+        return tuple(mapped(part, fn) for part in value)
     if isinstance(value, dict):
-        return {name: _mapped(part, fn) for name, part in value.items()}
+        return {name: mapped(part, fn) for name, part in value.items()}
     return value

@@ -16,7 +16,7 @@ from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import FwdHook, LensModel
 from lens_ablation.sites import HookPoint, SiteSet
 
-Shares = Sequence[Float[np.ndarray, "variant site"]]
+Shares = Sequence[Float[np.ndarray, "variant _"]]
 """How much of each site a variant removes, 0 to 1, one array to each set of sites."""
 
 
@@ -24,7 +24,7 @@ class GateGradients(NamedTuple):
     """The metric of examples under some variants, and its slopes in how much of each site is kept."""
 
     values: Float[Tensor, "variant example"]
-    slopes: list[Float[Tensor, "variant example site"]]
+    slopes: list[Float[Tensor, "variant example _"]]
 
 
 def gate_gradients(part: Part, shares: Shares) -> GateGradients:

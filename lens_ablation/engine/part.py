@@ -21,6 +21,7 @@ from lens_ablation.ablation import (
 )
 from lens_ablation.data.metrics import Metric, answer_logits, widened
 from lens_ablation.data.task import Task
+from lens_ablation.engine.attention import first_rows_attend
 from lens_ablation.engine.clean import CleanPass, Residual
 from lens_ablation.engine.linears import first_rows_only, linear_order, position_wise, positions_only, untouched
 from lens_ablation.engine.path import Path
@@ -31,7 +32,7 @@ from lens_ablation.methods.method import Method
 from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import FwdHook, LensModel, input_device
-from lens_ablation.sites import SiteSet
+from lens_ablation.sites import HookPoint, SiteSet
 
 WORTH_KEEPING = 256
 """Width from which on the output of a linear map is quicker read from memory than computed."""
@@ -154,14 +155,30 @@ class Part:
             return forward(self.model, self.inputs, attention_mask=mask)
         self.untouched: dict[int, tuple[Module, ...]] = {}
         self.position_wise: tuple[Module, ...] = ()
+        self.attended: dict[int, Module] = {}
+        points = [point for sites, _ in self.sets for point in sites.hook_points]
+        if self.path.attention:
+            # a pattern is written with the values of all rows
+            by_pattern = {point.layer for point in points if point.activation == "pattern"}
+            layers = {point.layer for point in points} - by_pattern
+            self.attended = {layer: self.model.hook_dict[HookPoint("z", layer).name] for layer in sorted(layers)}
         if self.path.linears:
-            points = [point for sites, _ in self.sets for point in sites.hook_points]
             order = linear_order(self.model)
             self.untouched = untouched(order, points) if self.sizes.d_model >= WORTH_KEEPING else {}
+            for layer in self.attended.keys() & self.untouched.keys():
+                inside = order.before.get(HookPoint("z", layer), ())
+                self.untouched[layer] = tuple(linear for linear in self.untouched[layer] if linear not in inside)
             last = self.sizes.n_layers - 1
             self.position_wise = position_wise(order, points, last, self.untouched.get(last, ()))
         mask = self.batch.attention_mask
-        self.clean = CleanPass(self.model, self.inputs, mask, linears=self.untouched, budget=clean_bytes)
+        self.clean = CleanPass(
+            self.model,
+            self.inputs,
+            mask,
+            linears=self.untouched,
+            hooks=list(self.attended.values()),
+            budget=clean_bytes,
+        )
         return self.clean.logits
 
     def _require_finite_baseline(self, first: int) -> None:
@@ -195,12 +212,17 @@ class Part:
 
     @contextmanager
     def shortcuts(self, layer: int, n_variants: int, n_joining: int) -> Iterator[None]:
-        """Linear maps of a block answer from memory where they can, and run where they are needed."""
+        """Attention and linear maps answer from memory where they can, and run where they are needed."""
+        n_rows, n_known = n_variants * self.n_examples, n_joining * self.n_examples
         with ExitStack() as inside:
+            z = None if layer not in self.attended else self.clean.kept(self.attended[layer])
+            if n_joining and z is not None:
+                attention = self.clean.attention(layer)
+                joined = first_rows_attend(attention, self.attended[layer], z, n_rows, n_known, n_joining)
+                inside.enter_context(joined)
             if n_joining and self.untouched.get(layer):
-                kept = {linear: self.clean.output_of(linear) for linear in self.untouched[layer]}
+                kept = {linear: self.clean.kept(linear) for linear in self.untouched[layer]}
                 outputs = {linear: output for linear, output in kept.items() if output is not None}
-                n_rows, n_known = n_variants * self.n_examples, n_joining * self.n_examples
                 inside.enter_context(first_rows_only(outputs, n_rows, n_known, n_joining))
             if layer == self.sizes.n_layers - 1 and self.position_wise:
                 read = self._positions_of(self.repeated(slice(0, n_variants * self.n_examples)))

@@ -14,6 +14,7 @@ class Path:
         prefix: Blocks before a variant's first ablated layer are answered from the clean pass.
         linears: So are linear maps that an ablation leaves untouched; in the last block they run at the positions
             only that the metric reads.
+        attention: Rows attend in no block before they are changed in it: what attention gives them is known.
         tail: How logits are made of the last residual.
         class_position: The position that class logits of images read; ``None`` if not known.
         note: Why shortcuts are missing; empty if none is.
@@ -22,6 +23,7 @@ class Path:
 
     prefix: bool = False
     linears: bool = False
+    attention: bool = False
     tail: Tail = "model"
     class_position: int | None = None
     note: str = ""
@@ -35,6 +37,7 @@ class Path:
         return {
             "path": "prefix",
             "untouched linear maps": "reused" if self.linears else "computed",
+            "attention of joining rows": "reused" if self.attention else "computed",
             "tail": self.tail,
             **({"why": self.note} if self.note else {}),
         }

@@ -83,10 +83,10 @@ def _prove(model: LensModel, dtype: torch.dtype) -> Path:
 def _candidates(model: LensModel) -> Iterator[Path]:
     class_positions = [0, None] if anatomy(model).modality == "pixels" else [None]
     tails: tuple[Tail, ...] = ("head", "model_at_positions", "model")
-    for linears in (True, False):
+    for linears, attention in ((True, True), (True, False), (False, False)):
         for class_position in class_positions:
             for tail in tails:
-                yield Path(prefix=True, linears=linears, tail=tail, class_position=class_position)
+                yield Path(prefix=True, linears=linears, attention=attention, tail=tail, class_position=class_position)
 
 
 class _Probe:

@@ -36,7 +36,7 @@ def attribution_figure(attribution: Attribution, *, k: int = SHOWN) -> go.Figure
         >>> found = la.attribute(model, task, la.heads(model), la.Coar(n_masks=16), progress=False)
         >>> figure = la.plots.attribution_figure(found)
     """
-    frame = attribution.strongest(k)[::-1]
+    frame = attribution.strongest(k).iloc[::-1]
     settings = attribution.settings
     attributor = settings["attributor"]
     name = attributor["name"] if isinstance(attributor, dict) else ""
@@ -46,7 +46,7 @@ def attribution_figure(attribution: Attribution, *, k: int = SHOWN) -> go.Figure
         height=180 + BAR_HEIGHT * len(frame),
     )
     figure.add_trace(_bars(frame))
-    limit = 1.08 * float(np.abs(frame[["low", "high"]].to_numpy()).max())
+    limit = 1.08 * float(max(np.abs(frame[end]).max() for end in ("low", "high")))
     title = f"what keeping the component adds: {metric_with_unit(settings)}"
     figure.update_xaxes(title_text=title, range=[-limit, limit], zeroline=True, zerolinecolor=MUTED)
     figure.update_yaxes(title_text="component", tickfont={"size": FONT_SIZE})

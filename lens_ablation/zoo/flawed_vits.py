@@ -140,7 +140,7 @@ class TinyVitSpurious(_FlawedVit):
 
     name: str = "tiny-vit-spurious"
     barred_share: float = 0.6
-    agreement: float = 0.95
+    agreement: float = 0.9
 
     @property
     def about(self) -> str:

@@ -113,9 +113,7 @@ def test_more_masks_find_in_the_store_those_that_were_run(gpt2: Family, tmp_path
     more = la.attribute(gpt2.model, task, heads, la.Coar(n_masks=100), engine=engine, progress=False)
     assert sum(ran) == 36
     monkeypatch.undo()
-    whole = la.attribute(
-        gpt2.model, task, heads, la.Coar(n_masks=100), engine=la.Engine(threads=1), progress=False
-    )
+    whole = la.attribute(gpt2.model, task, heads, la.Coar(n_masks=100), engine=la.Engine(threads=1), progress=False)
     assert torch.equal(more.weights, whole.weights)
 
 
@@ -155,15 +153,14 @@ def test_outputs_that_cannot_be_attributed_are_refused(gpt2: Family):
     never = replace(task, metric=lambda logits, batch: logits[:, -1, 0] * 0)
     with pytest.raises(ValueError, match="no output changes"):
         la.attribute(gpt2.model, never, heads, la.Coar(n_masks=8, estimator="ridge"), progress=False)
+    infinite = la.Constant(1e38)
     with pytest.raises(BadActivation, match="not finite"):
-        infinite = la.Constant(float("inf"))
         la.attribute(gpt2.model, task, heads, la.Coar(n_masks=8), method=infinite, progress=False)
 
 
 def test_wrong_options_are_refused():
     for options, message in (
         ({"n_masks": 2}, "at least"),
-        ({"estimator": "forest"}, "estimator must be"),
         ({"estimator": "ridge", "gradient_masks": 3}, "goes with"),
         ({"n_masks": 8, "gradient_masks": 9}, "must lie in"),
     ):
