@@ -1,7 +1,7 @@
 """What a run will cost: forward passes, operations, memory, and time."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,12 +136,21 @@ def _blocks_work(job: VariantsJob, first_layer: int, *, trimmed: bool) -> float:
         late = {inner for module in modules for inner in module.modules()}
     total = 0.0
     for layer in range(first_layer, sizes.n_layers):
-        total += 4.0 * n_pos * n_pos * sizes.n_heads * sizes.d_head
-        skipped = saved.get(layer, ()) if layer == first_layer else ()
+        known = set(saved.get(layer, ())) if layer == first_layer else set()
+        if trimmed and layer == first_layer and _attention_is_known(job, points, layer):
+            known |= set(order.before.get(HookPoint("z", layer), ()))
+        else:
+            total += 4.0 * n_pos * n_pos * sizes.n_heads * sizes.d_head
         for module in _weighted(order, blocks_of(job.model)[layer], layer):
-            if module not in skipped:
+            if module not in known:
                 total += 2.0 * (read or n_pos if module in late else n_pos) * _matrix_weights(module)
     return total
+
+
+def _attention_is_known(job: VariantsJob, points: Sequence[HookPoint], layer: int) -> bool:
+    """Whether rows that join at a block do not attend in it."""
+    here = {point.activation for point in points if point.layer == layer}
+    return job.path.attention and bool(here) and "pattern" not in here
 
 
 def _weighted(order: LinearOrder, block: Module, layer: int) -> tuple[Module, ...]:
