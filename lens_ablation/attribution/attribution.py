@@ -1,7 +1,7 @@
 """Attributions: for each example a linear model of its output in what is kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,19 +102,6 @@ class Attribution:
         from lens_ablation.plots.attribution import attribution_figure
 
         return attribution_figure(self)
-
-    def select(self, examples: slice | Tensor) -> "Attribution":
-        """The attribution of some examples, without the masks behind it."""
-        return replace(
-            self,
-            weights=self.weights[examples],
-            intercept=self.intercept[examples],
-            errors=None if self.errors is None else self.errors[examples],
-            held_out_correlation=self.held_out_correlation[examples],
-            penalties=self.penalties[examples],
-            baseline=self.baseline[examples],
-            outputs=None,
-        )
 
     def require_model(self, model: LensModel) -> None:
         """Refuse another model than the one attributed.

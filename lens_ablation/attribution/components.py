@@ -47,15 +47,6 @@ class Components:
         """Columns of the components as those of each set."""
         return np.split(columns, np.cumsum([len(sites) for sites in self.sets])[:-1], axis=1)
 
-    def chosen(self, places: Int[np.ndarray, " chosen"]) -> list[SiteSet]:
-        """The components at some places, as one set for each kind that occurs."""
-        starts = np.concatenate([[0], np.cumsum([len(sites) for sites in self.sets])])
-        parts = [
-            sites.take(np.sort(places[(places >= start) & (places < start + len(sites))]) - start)
-            for sites, start in zip(self.sets, starts, strict=False)
-        ]
-        return [part for part in parts if len(part)]
-
 
 def as_components(sites: Site | SiteSet | Iterable[Site | SiteSet] | Components, model: LensModel) -> Components:
     """Sites of any form as components of ``model``.

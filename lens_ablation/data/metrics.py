@@ -4,8 +4,10 @@
 unit and what it needs; any function of the same signature serves as well.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -55,6 +57,16 @@ class Metric:
             return _one_per_example(self, self.fn(logits, batch), batch)
         return self.of_answers(answer_logits(logits, batch), batch)
 
+    @property
+    def identity(self) -> str:
+        """The name; of a function of the user's own also a digest of its code and of what it closes over."""
+        if self.reads == "answers":
+            return self.name
+        digest = hashlib.sha256()
+        for part in _code_parts(self.fn):
+            digest.update(part.encode() + b"\0")
+        return f"{self.name} {digest.hexdigest()}"
+
     def require_needs(self, batch: "Task") -> None:
         """Refuse a task that lacks what the metric needs.
 
@@ -81,6 +93,28 @@ class Metric:
         return _one_per_example(self, total / asked.sum(dim=1).clamp(min=1), batch)
 
 
+def _code_parts(fn: object) -> Iterator[str]:
+    """What a function does, as text that is the same in another process; of another callable, its type and state."""
+    code = getattr(fn, "__code__", None)
+    if not isinstance(code, CodeType):
+        yield f"{type(fn).__module__}.{type(fn).__qualname__} {getattr(fn, '__dict__', {})!r}"
+        return
+    yield from _of_code(code)
+    closed = [cell.cell_contents for cell in getattr(fn, "__closure__", None) or ()]
+    for value in (*closed, getattr(fn, "__defaults__", None), getattr(fn, "__kwdefaults__", None)):
+        yield from _code_parts(value) if hasattr(value, "__code__") else (_value_text(value),)
+
+
+def _of_code(code: CodeType) -> Iterator[str]:
+    yield f"{code.co_code.hex()} {code.co_names}"
+    for constant in code.co_consts:
+        yield from _of_code(constant) if isinstance(constant, CodeType) else (repr(constant),)
+
+
+def _value_text(value: object) -> str:
+    return repr(value.tolist()) if isinstance(value, Tensor) else repr(value)
+
+
 def as_metric(fn: MetricFn) -> Metric:
     """A user's ``(logits, batch) -> [batch]`` as a ``Metric`` that is given all logits."""
     name = getattr(fn, "__name__", type(fn).__name__)
@@ -100,8 +134,15 @@ def answer_logits(
         return widened(logits[:, None])
     if positions is None:
         raise ValueError(f"the task has images and the model gave logits {tuple(logits.shape)} with positions")
-    index = positions.clamp(min=0).to(logits.device)
-    return widened(logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[-1])))
+    return widened(at_positions(logits, positions))
+
+
+def at_positions(
+    values: Float[Tensor, "row pos width"], positions: Int[Tensor, "row target"]
+) -> Float[Tensor, "row target width"]:
+    """Values at some positions of each row; absent ones (``-1``) give position 0."""
+    index = positions.clamp(min=0).to(values.device)
+    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[-1]))
 
 
 def widened(logits: Tensor) -> Tensor:

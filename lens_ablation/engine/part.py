@@ -25,6 +25,7 @@ from lens_ablation.engine.attention import first_rows_attend
 from lens_ablation.engine.clean import CleanPass, Residual
 from lens_ablation.engine.linears import first_rows_only, linear_order, position_wise, positions_only, untouched
 from lens_ablation.engine.path import Path
+from lens_ablation.engine.removals import first_layers_of
 from lens_ablation.engine.size import LOGITS
 from lens_ablation.engine.tail import answer_logits_of
 from lens_ablation.errors import BadActivation
@@ -114,7 +115,10 @@ class Part:
 
         Variants join the pass at the first block that they change, from the clean residual that enters it.
         """
-        first = self._first_layers(flags)
+        layers = [
+            first_layers_of(sites, part, self.sizes.n_layers) for (sites, _), part in zip(self.sets, flags, strict=True)
+        ]
+        first = np.min(layers, axis=0)
         order = np.argsort(first, kind="stable")
         first, flags = first[order], [part[order] for part in flags]
         n_layers, n_present = self.sizes.n_layers, 0
@@ -190,14 +194,6 @@ class Part:
                 "weights or inputs, or for masked answers."
             )
 
-    def _first_layers(self, flags: Flags) -> Int[np.ndarray, " variant"]:
-        first = np.full(len(flags[0]), self.sizes.n_layers, dtype=np.int64)
-        for (sites, _), part in zip(self.sets, flags, strict=True):
-            for layer in reversed(sites.layers):
-                touched = part[:, sites.addresses[:, 0] == layer].any(axis=1)
-                first[touched] = np.minimum(first[touched], layer)
-        return first
-
     def _hooks(self, flags: Flags, first: Int[np.ndarray, " variant"], firings: Firings) -> list[FwdHook]:
         """Hooks of each block that some variant changes, for the rows that have joined by then."""
         rows = repeat_rows(self.rows, len(first), self.n_examples)
@@ -262,15 +258,10 @@ class Part:
     def plain_logits(self, flags: Flags) -> Float[Tensor, "row ... width"]:
         """All logits of the variants by a plain forward pass, rows ``[variant, example]``."""
         n = len(flags[0])
-        rows = repeat_rows(self.rows, n, self.n_examples)
         firings = Firings()
-        pairs: list[FwdHook] = []
-        for (sites, method), replacement, part in zip(self.sets, self.replacements, flags, strict=True):
-            masks = removal_masks(sites, part, self.sizes)
-            wide = {point: mask.repeat_interleave(self.n_examples, dim=0) for point, mask in masks.items()}
-            pairs += replacing_hooks(wide, replacement, rows, firings, positional=method.positional)
+        pairs = self._hooks(flags, np.zeros(n, dtype=np.int64), firings)
         inputs = self.inputs.repeat(n, *([1] * (self.inputs.ndim - 1)))
-        mask = None if rows.attention_mask is None else rows.attention_mask.to(self.device)
+        mask = None if self.batch.attention_mask is None else self.batch.attention_mask.repeat(n, 1).to(self.device)
         with self._on():
             logits = forward(self.model, inputs, attention_mask=mask, fwd_hooks=pairs)
         firings.check(1)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_ablation.data.metrics import as_metric
+from lens_ablation.data.metrics import as_metric, at_positions
 from lens_ablation.data.task import Task
 from lens_ablation.engine.part import Part
 from lens_ablation.engine.path import Path, plain
@@ -156,9 +156,7 @@ def _random_flags(sites: SiteSet, layers: list[int]) -> Bool[np.ndarray, "varian
 
 
 def _at(logits: Float[Tensor, "row *pos width"], positions: Tensor | None) -> Float[Tensor, "row target width"]:
-    if positions is None:
-        return logits[:, None]
-    return logits.gather(1, positions[:, :, None].to(logits.device).expand(-1, -1, logits.shape[-1]))
+    return logits[:, None] if positions is None else at_positions(logits, positions)
 
 
 def _unread(logits: Tensor, batch: Task) -> Tensor:

@@ -36,13 +36,20 @@ class Removals(ABC):
         n_variants, n_sites = self.shape
         first = np.full(n_variants, n_layers, dtype=np.int64)
         step = max(1, _AT_ONCE // max(1, n_sites))
-        by_layer = [(layer, np.flatnonzero(sites.addresses[:, 0] == layer)) for layer in reversed(sites.layers)]
         for start in range(0, n_variants, step):
             chosen = np.arange(start, min(start + step, n_variants))
-            flags = self.flags(chosen)
-            for layer, columns in by_layer:
-                first[chosen[flags[:, columns].any(axis=1)]] = layer
+            first[chosen] = first_layers_of(sites, self.flags(chosen), n_layers)
         return first
+
+
+def first_layers_of(
+    sites: SiteSet, flags: Bool[np.ndarray, "variant site"], n_layers: int
+) -> Int[np.ndarray, " variant"]:
+    """The first layer at which each variant removes something, ``n_layers`` where it removes nothing."""
+    first = np.full(len(flags), n_layers, dtype=np.int64)
+    for layer in reversed(sites.layers):
+        first[flags[:, sites.addresses[:, 0] == layer].any(axis=1)] = layer
+    return first
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
+from lens_ablation.data.metrics import at_positions
 from lens_ablation.engine.clean import CleanPass, Residual
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import LensModel
@@ -43,22 +44,14 @@ def answer_logits_of(
     """
     is_image = inputs.ndim == 4
     if tail != "model" and positions is not None:
-        residual = at(residual, positions)
+        residual = at_positions(residual, positions)
     if tail == "head":
         return _head(model, residual)
     with answering(clean, residual):
         logits = forward(model, inputs, attention_mask=attention_mask)
     if is_image:
         return logits[:, None]
-    return at(logits, positions) if tail == "model" and positions is not None else logits
-
-
-def at(
-    values: Float[Tensor, "row pos width"], positions: Int[Tensor, "row target"]
-) -> Float[Tensor, "row target width"]:
-    """Values at some positions of each row; absent ones (``-1``) give position 0."""
-    index = positions.clamp(min=0).to(values.device)
-    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[-1]))
+    return at_positions(logits, positions) if tail == "model" and positions is not None else logits
 
 
 @contextmanager

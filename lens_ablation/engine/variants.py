@@ -62,7 +62,6 @@ def run_variants(
     batch_size: int | None = None,
     engine: Engine | None = None,
     advance: Callable[[int], None] | None = None,
-    about: Mapping[str, object] | None = None,
 ) -> Scores:
     """The metric of every example under every variant, where a variant removes the sites flagged in its row.
 
@@ -78,7 +77,6 @@ def run_variants(
             memory.
         engine: Where and how it is run, and where finished parts are kept.
         advance: Told the number of rows done.
-        about: Goes into the identity of the run beside what is run.
 
     Raises:
         BadActivation: the untouched model's metric is not finite.
@@ -87,7 +85,7 @@ def run_variants(
         ValueError: sites, method and model do not fit together.
     """
     engine = engine or Engine()
-    job = variants_job(model, task, ablations, positions=positions, batch_size=batch_size, engine=engine, about=about)
+    job = variants_job(model, task, ablations, positions=positions, batch_size=batch_size, engine=engine)
     log.info(
         "%d variants of %d examples in %d shards, %d rows in a pass, %s",
         *(job.n_variants, task.n_examples, len(job.plan), job.capacity, dict(job.path.settings)),
@@ -193,7 +191,7 @@ class VariantsJob(Job):
             "model": fingerprint(self.model),
             "task": self.task.fingerprint,
             "wrong answers": digest_of(self.task.wrong_answers),
-            "metric": _metric(self.task).name,
+            "metric": _metric(self.task).identity,
             "positions": positions,
             "ablations": [
                 {

@@ -13,6 +13,7 @@ from lens_ablation.plots.style import (
     PALETTE,
     SYMBOLS,
     add_note,
+    band,
     metric_with_unit,
     new_figure,
     plain,
@@ -21,7 +22,6 @@ from lens_ablation.plots.style import (
 )
 
 HEIGHT = 480
-BAND_OPACITY = 0.15
 BAR_HEIGHT = 24
 SHOWN = 20
 
@@ -95,21 +95,7 @@ def correlation_figure(correlation: CounterfactualCorrelation) -> go.Figure:
     mean, (low, high) = correlation.mean.numpy(), correlation.interval()
     x = 100 * np.asarray(correlation.fractions)
     for i, name in enumerate(correlation.attributions):
-        colour = PALETTE[i % len(PALETTE)]
-        red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-        figure.add_trace(
-            go.Scatter(
-                x=np.concatenate([x, x[::-1]]),
-                y=np.concatenate([high[i].numpy(), low[i].numpy()[::-1]]),
-                fill="toself",
-                fillcolor=f"rgba({red},{green},{blue},{BAND_OPACITY})",
-                line={"width": 0},
-                mode="lines",
-                legendgroup=str(i),
-                showlegend=False,
-                hoverinfo="skip",
-            )
-        )
+        figure.add_trace(band(x, low[i].numpy(), high[i].numpy(), i))
         figure.add_trace(
             go.Scatter(
                 x=x,
@@ -117,7 +103,7 @@ def correlation_figure(correlation: CounterfactualCorrelation) -> go.Figure:
                 mode="lines+markers",
                 name=f"{plain(name)} ({correlation.n_passes[i]:,} passes)",
                 legendgroup=str(i),
-                line={"color": colour, "dash": DASHES[i % len(DASHES)], "width": 2.5},
+                line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
                 marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
                 hovertemplate=f"<b>{plain(name)}</b><br>%{{x:g}} % ablated<br>r = <b>%{{y:.3f}}</b><extra></extra>",
             )

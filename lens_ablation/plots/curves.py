@@ -11,6 +11,7 @@ from lens_ablation.plots.style import (
     PALETTE,
     SYMBOLS,
     add_note,
+    band,
     metric_name,
     metric_with_unit,
     new_figure,
@@ -22,7 +23,6 @@ from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.pruning import PruningCurve
 
 HEIGHT = 480
-BAND_OPACITY = 0.15
 
 
 def pruning_figure(curve: PruningCurve) -> go.Figure:
@@ -44,7 +44,7 @@ def pruning_figure(curve: PruningCurve) -> go.Figure:
     mean = curve.mean.numpy()
     for i, method in enumerate(curve.methods):
         if len(curve.seeds) > 1:
-            figure.add_trace(_band(curve, mean[i], i))
+            figure.add_trace(band(_removed_percent(curve), mean[i].min(axis=0), mean[i].max(axis=0), i))
         figure.add_trace(_line(curve, mean[i], method, i))
     baseline = float(weighted_mean(curve.baseline, curve.weights))
     figure.add_hline(
@@ -89,22 +89,6 @@ def _line(curve: PruningCurve, mean: np.ndarray, method: str, i: int) -> go.Scat
             f"(%{{x:.1f}} %, asked %{{customdata[3]:.3~g}} %)<br>"
             f"{metric_name(curve.settings)} <b>%{{y:.4g}}</b>{unit_suffix(curve.settings)}{spread}<extra></extra>"
         ),
-    )
-
-
-def _band(curve: PruningCurve, mean: np.ndarray, i: int) -> go.Scatter:
-    x = _removed_percent(curve)
-    red, green, blue = (int(PALETTE[i % len(PALETTE)][at : at + 2], 16) for at in (1, 3, 5))
-    return go.Scatter(
-        x=np.concatenate([x, x[::-1]]),
-        y=np.concatenate([mean.max(axis=0), mean.min(axis=0)[::-1]]),
-        fill="toself",
-        fillcolor=f"rgba({red},{green},{blue},{BAND_OPACITY})",
-        line={"width": 0},
-        mode="lines",
-        legendgroup=str(i),
-        showlegend=False,
-        hoverinfo="skip",
     )
 
 

@@ -33,6 +33,8 @@ _AXIS = {
     "title": {"standoff": 8},
 }
 
+BAND_OPACITY = 0.15
+
 TEMPLATE = go.layout.Template(
     layout=go.Layout(
         font={"family": FONT, "size": FONT_SIZE, "color": TEXT},
@@ -70,6 +72,22 @@ def new_figure(title: str, subtitle: str, *, height: int) -> go.Figure:
 def dress(figure: go.Figure, title: str, subtitle: str, *, height: int) -> None:
     """Give a figure the house style, its title and its height in pixels."""
     figure.update_layout(template=TEMPLATE, title={"text": title, "subtitle": {"text": subtitle}}, height=height)
+
+
+def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, i: int) -> go.Scatter:
+    """The area between two lines, in the colour of line ``i`` and shown and hidden with it."""
+    red, green, blue = (int(PALETTE[i % len(PALETTE)][at : at + 2], 16) for at in (1, 3, 5))
+    return go.Scatter(
+        x=np.concatenate([x, x[::-1]]),
+        y=np.concatenate([high, low[::-1]]),
+        fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},{BAND_OPACITY})",
+        line={"width": 0},
+        mode="lines",
+        legendgroup=str(i),
+        showlegend=False,
+        hoverinfo="skip",
+    )
 
 
 def add_note(figure: go.Figure, text: str) -> None:

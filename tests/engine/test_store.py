@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import lens_ablation as la
 from lens_ablation.engine import store as stores
 from lens_ablation.engine.store import PLAN, SHARDS, open_store
 from lens_ablation.errors import DamagedFile, StoreMismatch
 from lens_ablation.files import MANIFEST, TENSORS
 from tests.engine.jobs import ToyJob
+from tests.families import build
 
 
 @pytest.fixture
@@ -217,3 +219,23 @@ def test_an_unwritable_place_is_named(tmp_path: Path, job: ToyJob):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*Choose a folder that may be written"):
         open_store(tmp_path / "file" / "store", job)
+
+
+@pytest.mark.model
+def test_another_function_of_the_same_name_is_another_metric(tmp_path: Path):
+    family = build("gpt2")
+    task = la.Task(inputs=family.inputs(n=2), answers=torch.tensor([1, 2]))
+    heads, engine = la.heads(family.model), la.Engine(store=tmp_path / "store")
+
+    def sweep(metric) -> la.SweepResult:
+        return la.sweep(family.model, task, heads, la.Zero(), metric=metric, engine=engine, progress=False)
+
+    def logit_of(token: int):
+        return lambda logits, batch: logits[:, -1, token]
+
+    first = sweep(logit_of(0))
+    assert torch.equal(sweep(logit_of(0)).values, first.values)
+    with pytest.raises(StoreMismatch, match="metric"):
+        sweep(lambda logits, batch: logits[:, -1, 0] * 2)
+    with pytest.raises(StoreMismatch, match="metric"):
+        sweep(logit_of(1))
