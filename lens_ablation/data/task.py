@@ -1,5 +1,6 @@
 """What is asked of a model: inputs, the answers it should give, and the metric that judges them."""
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -119,8 +120,12 @@ class Task:
 
     def select(self, rows: Int[Tensor, " row"] | slice) -> "Task":
         """The task with these examples only, in this order; rows may repeat."""
-        picked = {f.name: value[rows] for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **picked, spans={name: span[rows] for name, span in self.spans.items()})
+        chosen = copy.copy(self)  # without the checks of a new task: rows of a checked one pass them
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                object.__setattr__(chosen, name, value[rows])
+        object.__setattr__(chosen, "spans", {name: span[rows] for name, span in self.spans.items()})
+        return chosen
 
     def batches(self, size: int) -> Iterator["Task"]:
         """Consecutive parts of at most ``size`` examples."""

@@ -31,12 +31,15 @@ from lens_ablation.engine.tail import answer_logits_of
 from lens_ablation.errors import BadActivation
 from lens_ablation.methods.method import Method
 from lens_ablation.models.anatomy import anatomy
-from lens_ablation.models.forward import forward
+from lens_ablation.models.forward import forward, hooks_installed
 from lens_ablation.models.protocol import FwdHook, LensModel, input_device
 from lens_ablation.sites import HookPoint, SiteSet
 
 WORTH_KEEPING = 256
 """Width from which on the output of a linear map is quicker read from memory than computed."""
+
+WORTH_KNOWING = 2**15
+"""Entries of ``z`` in the joining rows from which on giving them is quicker than computing them."""
 
 Flags = Sequence[Bool[np.ndarray, "variant _site"]]
 """What variants remove, one array to each set of sites."""
@@ -55,6 +58,7 @@ class Part:
         clean_bytes: Memory for clean activations.
         gradients: Whether logits will be differentiated, with respect to replacements.
         prepared_on: The model that methods are prepared on.
+        always: Whether shortcuts are taken where they save nothing too, to prove them.
 
     Attributes:
         batch: The examples, with clean logits where the metric needs them.
@@ -76,14 +80,17 @@ class Part:
         clean_bytes: int,
         gradients: bool = False,
         prepared_on: LensModel | None = None,
+        always: bool = False,
     ):
         self.model, self.sets, self.path = model, sets, path
         self.sizes, self.device = anatomy(model), input_device(model)
+        self.hook_points = model.hook_dict  # read once, as the bridge builds it anew each time
         self.batch = task.select(examples)
         self.rows = rows_of_task(task, positions, examples)
         self.inputs = _for_model(self.batch.inputs, model)
         source = model if prepared_on is None else prepared_on
         self.replacements = [method.prepare(source, sites.hook_points, examples) for sites, method in sets]
+        self.least_kept, self.least_attended = (0, 1) if always else (WORTH_KEEPING, WORTH_KNOWING)
         self._repeated: dict[tuple[int, int], Task] = {}
         self._on = torch.enable_grad if gradients else torch.inference_mode
         with torch.no_grad() if gradients else torch.inference_mode():
@@ -126,7 +133,7 @@ class Part:
         # before any hook is in place, as what was not kept is computed again
         clean = {layer: self.clean.entering(layer) for layer in sorted(set(first.tolist()))}
         residual = self.clean.entering(0)[:0]
-        with self.model.hooks(fwd_hooks=self._hooks(flags, first, firings)):
+        with hooks_installed(self.hook_points, self._hooks(flags, first, firings)):
             for layer in range(int(first[0]), n_layers):
                 n = int(np.searchsorted(first, layer, side="right"))
                 residual = _joined(residual, clean.get(layer), n - n_present)
@@ -165,10 +172,10 @@ class Part:
             # a pattern is written with the values of all rows
             by_pattern = {point.layer for point in points if point.activation == "pattern"}
             layers = {point.layer for point in points} - by_pattern
-            self.attended = {layer: self.model.hook_dict[HookPoint("z", layer).name] for layer in sorted(layers)}
+            self.attended = {layer: self.hook_points[HookPoint("z", layer).name] for layer in sorted(layers)}
         if self.path.linears:
             order = linear_order(self.model)
-            self.untouched = untouched(order, points) if self.sizes.d_model >= WORTH_KEEPING else {}
+            self.untouched = untouched(order, points) if self.sizes.d_model >= self.least_kept else {}
             for layer in self.attended.keys() & self.untouched.keys():
                 inside = order.before.get(HookPoint("z", layer), ())
                 self.untouched[layer] = tuple(linear for linear in self.untouched[layer] if linear not in inside)
@@ -212,7 +219,7 @@ class Part:
         n_rows, n_known = n_variants * self.n_examples, n_joining * self.n_examples
         with ExitStack() as inside:
             z = None if layer not in self.attended else self.clean.kept(self.attended[layer])
-            if n_joining and z is not None:
+            if z is not None and n_known * z[0].numel() >= self.least_attended:
                 attention = self.clean.attention(layer)
                 joined = first_rows_attend(attention, self.attended[layer], z, n_rows, n_known, n_joining)
                 inside.enter_context(joined)

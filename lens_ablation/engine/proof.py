@@ -131,7 +131,7 @@ class _Probe:
     def _part(self, path: Path, *, reads_answers: bool = False) -> Part:
         task = self.task if reads_answers else self.task.with_metric(as_metric(_unread))
         examples = torch.arange(task.n_examples)
-        return Part(self.model, task, self.sets, "all", examples, path, clean_bytes=_CLEAN_BYTES)
+        return Part(self.model, task, self.sets, "all", examples, path, clean_bytes=_CLEAN_BYTES, always=True)
 
     def _one(self, variant: int) -> list[Bool[np.ndarray, "variant _site"]]:
         return [part[variant : variant + 1] for part in self.flags]

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lens_ablation.models.protocol import LensModel
+from lens_ablation.models.protocol import LensModel, modules_in
 
 _digests: WeakKeyDictionary[Any, tuple[tuple[object, ...], str]] = WeakKeyDictionary()
 
@@ -83,8 +83,7 @@ def tokenizer_fingerprint(model: LensModel) -> str:
 
 def _parameters(model: LensModel) -> Iterator[Tensor]:
     """Every weight, by the module that holds it; far quicker than asking for their names."""
-    root: Any = getattr(model, "original_model", model)
-    for module in root.modules():
+    for module in modules_in(getattr(model, "original_model", model)):
         yield from (weight for weight in module._parameters.values() if weight is not None)
 
 

@@ -57,16 +57,28 @@ def require_evaluation_mode(model: LensModel) -> None:
         ValueError: the model, or a module inside it, is in training mode.
     """
     roots = (model, getattr(model, "original_model", None))
+    if not any(module.training for module in modules_in(*roots)):
+        return
     seen: set[torch.nn.Module] = set()
     training = sorted(
         {name or type(root).__name__ for root in roots for name, module in _modules(root, seen) if module.training}
     )
-    if not training:
-        return
     raise ValueError(
         f"the model is in training mode (at {', '.join(training[:3])}"
         f"{' and others' if len(training) > 3 else ''}). Call model.eval() first."
     )
+
+
+def modules_in(*roots: object) -> Iterator[torch.nn.Module]:
+    """Every module once, in no stated order; several times as fast as ``torch.nn.Module.modules``."""
+    waiting = [root for root in roots if isinstance(root, torch.nn.Module)]
+    seen: set[torch.nn.Module] = set()
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting.extend(child for child in module._modules.values() if child is not None)
+            yield module
 
 
 def _modules(root: object, seen: set[torch.nn.Module]) -> Iterable[tuple[str, torch.nn.Module]]:

@@ -3,10 +3,19 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any, Literal
 
 import torch
+
+
+FRAMES = 8
+"""How much deeper in the call stack each round runs than the one before.
+
+CPython maps and unmaps memory at every call across a 16 KiB boundary of its stack. At an unlucky depth that triples
+the time of Python that calls many small functions, of either side; the least of all rounds is free of it.
+"""
 
 
 @dataclass(kw_only=True)
@@ -17,10 +26,9 @@ class Row:
         work: What was done.
         against: What it is compared with.
         device: ``cpu`` or ``cuda``.
-        ours: Seconds of this package, median.
-        theirs: Seconds of the other, median.
-        ratio: How many times as fast (``at least``), or as expensive (``at most``); the median of pairs measured
-            one right after the other.
+        ours: Seconds of this package, the least of all rounds.
+        theirs: Seconds of the other, the least of all rounds.
+        ratio: How many times as fast (``at least``), or as expensive (``at most``).
         bound: Which way the floor is meant.
         floor: What the ratio must reach, or may reach at most.
         limit: Seconds that the necessary operations take at the measured rate of matrix products; ``None`` where
@@ -74,24 +82,22 @@ class Table:
             scale: The other one's seconds are multiplied by this, where only a part of its work is timed.
         """
         seconds: list[float] = []
+        own: list[float] = []
 
-        def other_first() -> None:
-            seconds.append(scale * seconds_of(theirs, device))
+        def both() -> None:
+            deep = partial(at_depth, FRAMES * len(own))
+            seconds.append(scale * deep(partial(seconds_of, theirs, device)))
+            own.append(deep(partial(seconds_of, ours, device)))
 
-        def timed() -> None:
-            ours()
-            synchronize(device)
-
-        benchmark.pedantic(timed, setup=other_first, rounds=rounds)
-        own = list(benchmark.stats.stats.data)
-        pairs = [(a, b) if bound == "at least" else (b, a) for a, b in zip(seconds, own, strict=True)]
+        benchmark.pedantic(both, rounds=rounds)
+        least, other = min(own), min(seconds)
         row = Row(
             work=work,
             against=against,
             device=device,
-            ours=median(own),
-            theirs=median(seconds),
-            ratio=median(a / b for a, b in pairs),
+            ours=least,
+            theirs=other,
+            ratio=other / least if bound == "at least" else least / other,
             bound=bound,
             floor=floor,
             limit=limit,
@@ -121,6 +127,11 @@ class Table:
         self.rows.append({**asdict(row), "holds": row.holds})
         assert row.holds, f"{row.work} ({row.device}): {row.ratio:.2f}, {row.bound} {row.floor} was required"
         return row
+
+
+def at_depth(frames: int, work: Callable[[], float]) -> float:
+    """What ``work`` returns, called this many frames deeper."""
+    return work() if frames == 0 else at_depth(frames - 1, work)
 
 
 def synchronize(device: str) -> None:

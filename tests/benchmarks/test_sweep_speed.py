@@ -68,7 +68,7 @@ def test_all_heads_of_tiny_lm(benchmark, table: Table, device: str, n_prompts: i
         against=LOOP,
         floor=floor,
         device=device,
-        rounds=9,
+        rounds=16,
         limit=cost_of(model, task, heads).work / matmul_rate(counts, device),
     )
 
@@ -86,7 +86,7 @@ def test_neurons_of_a_middle_layer_of_tiny_lm(benchmark, table: Table, device: s
         against=LOOP,
         floor=5,
         device=device,
-        rounds=5,
+        rounds=8,
         limit=cost_of(model, task, neurons).work / matmul_rate(counts, device),
     )
 
