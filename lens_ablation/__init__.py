@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lens_ablation import zoo as zoo
     from lens_ablation.ablation import ablate as ablate
     from lens_ablation.ablation import hooks as hooks
+    from lens_ablation.attribution import edits as edits
     from lens_ablation.attribution.attribute import attribute as attribute
     from lens_ablation.attribution.attribution import Attribution as Attribution
     from lens_ablation.attribution.bake import Baked as Baked
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from lens_ablation.attribution.coar import Coar as Coar
     from lens_ablation.attribution.correlation import CounterfactualCorrelation as CounterfactualCorrelation
     from lens_ablation.attribution.correlation import counterfactual_correlation as counterfactual_correlation
+    from lens_ablation.attribution.editing import Edit as Edit
+    from lens_ablation.attribution.editing import Effect as Effect
+    from lens_ablation.attribution.editing import edit as edit
+    from lens_ablation.attribution.path_baselines import Conductance as Conductance
+    from lens_ablation.attribution.path_baselines import InternalInfluence as InternalInfluence
+    from lens_ablation.attribution.rounds import edit_in_rounds as edit_in_rounds
     from lens_ablation.citations import cite as cite
     from lens_ablation.data import metrics as metrics
     from lens_ablation.data import tasks as tasks
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from lens_ablation.engine.estimate import Estimate as Estimate
     from lens_ablation.engine.estimate import estimate as estimate
     from lens_ablation.engine.options import Engine as Engine
+    from lens_ablation.methods.bias import Bias as Bias
     from lens_ablation.methods.constant import Constant as Constant
     from lens_ablation.methods.counterfactual import Counterfactual as Counterfactual
     from lens_ablation.methods.mean import Mean as Mean
@@ -50,6 +58,8 @@ if TYPE_CHECKING:
     from lens_ablation.sites import mlps as mlps
     from lens_ablation.sites import neurons as neurons
     from lens_ablation.sites import patterns as patterns
+    from lens_ablation.sites import reader_rows as reader_rows
+    from lens_ablation.sites import writer_rows as writer_rows
     from lens_ablation.statistics.activation_statistics import ActivationStatistics as ActivationStatistics
     from lens_ablation.statistics.collect import collect_statistics as collect_statistics
     from lens_ablation.studies.pruning import PruningCurve as PruningCurve
@@ -59,6 +69,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "ActivationStatistics": "lens_ablation.statistics.activation_statistics",
+    "Bias": "lens_ablation.methods.bias",
     "Constant": "lens_ablation.methods.constant",
     "Counterfactual": "lens_ablation.methods.counterfactual",
     "Mean": "lens_ablation.methods.mean",
@@ -67,14 +78,20 @@ _WHERE = {
     "Peak": "lens_ablation.methods.peak",
     "Attribution": "lens_ablation.attribution.attribution",
     "Coar": "lens_ablation.attribution.coar",
+    "Conductance": "lens_ablation.attribution.path_baselines",
     "CounterfactualCorrelation": "lens_ablation.attribution.correlation",
     "GradientTimesMask": "lens_ablation.attribution.baselines",
+    "InternalInfluence": "lens_ablation.attribution.path_baselines",
     "LeaveOneOut": "lens_ablation.attribution.baselines",
     "RandomAttribution": "lens_ablation.attribution.baselines",
     "attribute": "lens_ablation.attribution.attribute",
     "counterfactual_correlation": "lens_ablation.attribution.correlation",
     "Baked": "lens_ablation.attribution.bake",
     "bake": "lens_ablation.attribution.bake",
+    "Edit": "lens_ablation.attribution.editing",
+    "Effect": "lens_ablation.attribution.editing",
+    "edit": "lens_ablation.attribution.editing",
+    "edit_in_rounds": "lens_ablation.attribution.rounds",
     "Engine": "lens_ablation.engine.options",
     "Estimate": "lens_ablation.engine.estimate",
     "PruningCurve": "lens_ablation.studies.pruning",
@@ -97,12 +114,15 @@ _WHERE = {
     "mlps": "lens_ablation.sites",
     "neurons": "lens_ablation.sites",
     "patterns": "lens_ablation.sites",
+    "reader_rows": "lens_ablation.sites",
+    "writer_rows": "lens_ablation.sites",
     "estimate": "lens_ablation.engine.estimate",
     "pruning_curve": "lens_ablation.studies.pruning",
     "random_inputs": "lens_ablation.data.random_inputs",
     "sweep": "lens_ablation.studies.sweep",
 }
 _MODULES = {
+    "edits": "lens_ablation.attribution.edits",
     "errors": "lens_ablation.errors",
     "tasks": "lens_ablation.data.tasks",
     "metrics": "lens_ablation.data.metrics",
@@ -114,13 +134,18 @@ __all__ = [
     "ActivationStatistics",
     "Attribution",
     "Baked",
+    "Bias",
     "Coar",
+    "Conductance",
     "Constant",
     "Counterfactual",
     "CounterfactualCorrelation",
+    "Edit",
+    "Effect",
     "Engine",
     "Estimate",
     "GradientTimesMask",
+    "InternalInfluence",
     "LeaveOneOut",
     "Mean",
     "Method",
@@ -144,6 +169,9 @@ __all__ = [
     "cite",
     "collect_statistics",
     "counterfactual_correlation",
+    "edit",
+    "edit_in_rounds",
+    "edits",
     "errors",
     "estimate",
     "heads",
@@ -156,8 +184,10 @@ __all__ = [
     "plots",
     "pruning_curve",
     "random_inputs",
+    "reader_rows",
     "sweep",
     "tasks",
+    "writer_rows",
     "zoo",
 ]
 

@@ -19,7 +19,7 @@ from lens_ablation.models.anatomy import Anatomy, anatomy
 from lens_ablation.models.capture import token_positions
 from lens_ablation.models.checks import pattern_at_z, require_meaning
 from lens_ablation.models.protocol import FwdHook, LensModel, require_evaluation_mode
-from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sites_exist
+from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sites_exist, grid
 
 Positions = str | Int[Tensor, "row target"]
 """Which tokens are ablated: ``all``, ``all_but_first``, ``answer``, or indices of each row (``-1``: none)."""
@@ -100,8 +100,7 @@ def removal_masks(
 ) -> dict[HookPoint, Bool[Tensor, "row ..."]]:
     """What each row removes at each hook, from flags ``[row, site]``; hooks that no row touches are left out."""
     masks: dict[HookPoint, Tensor] = {}
-    widths = {"head": (sizes.n_heads,), "pattern": (sizes.n_heads,), "z": (sizes.n_heads, sizes.d_head)}
-    shape = widths.get(sites.kind, (sizes.d_mlp,) if sites.kind == "neuron" else ())
+    shape = grid(sites.kind, sizes)[1:]
     for point in sites.hook_points:
         here = np.flatnonzero(sites.addresses[:, 0] == point.layer)
         flags = removed[:, here]

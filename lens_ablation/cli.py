@@ -7,39 +7,32 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from lens_ablation.cli_study import (
+    DTYPES,
+    EXECUTORS,
+    METHODS,
+    POSITIONS,
+    SITES,
+    Study,
+    check_data,
+    load,
+    require_known,
+    sites_of,
+    task_of,
+)
+
 if TYPE_CHECKING:
-    from lens_ablation.data.corpus import Split
-    from lens_ablation.data.task import Task
-    from lens_ablation.engine.options import Engine, Executor
-    from lens_ablation.methods.method import Method
-    from lens_ablation.models.protocol import LensModel
-    from lens_ablation.sites import SiteSet
-    from lens_ablation.statistics.activation_statistics import ActivationStatistics
+    pass
 
 DEBUG = "LENS_ABLATION_DEBUG"
-SITES = ("heads", "attention_neurons", "neurons", "patterns", "attentions", "mlps")
-POSITIONS = ("all", "all_but_first", "answer")
-METHODS = {
-    "zero": "Zero",
-    "mean": "Mean",
-    "peak": "Peak",
-    "resample": "Resample",
-    "counterfactual": "Counterfactual",
-    "noise": "Noise",
-}
-EXECUTORS = ("serial", "processes", "ray", "submitit")
-DTYPES = ("float64", "float32", "bfloat16")
-NEED_STATISTICS = ("mean", "peak", "noise")
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -164,17 +157,17 @@ def stats(
 
     Of a task, the training split is measured, so that studies on it stay held out.
     """
-    _check_data(task, data)
-    _known("kind of sites", sites, SITES)
+    check_data(task, data)
+    require_known("kind of sites", sites, SITES)
     from lens_ablation.report.html import write_report
     from lens_ablation.report.output import whole_folder
     from lens_ablation.report.sections import STATISTICS, save_statistics, statistics_section
     from lens_ablation.statistics.collect import collect_statistics
 
     with whole_folder(output) as folder:
-        loaded = _load(model, device)
-        asked = _task(loaded, task, data, n, seed, split="train")
-        found = collect_statistics(loaded, asked, _sites(loaded, sites), allow_small=allow_small, progress=not quiet)
+        loaded = load(model, device)
+        asked = task_of(loaded, task, data, n, seed, split="train")
+        found = collect_statistics(loaded, asked, sites_of(loaded, sites), allow_small=allow_small, progress=not quiet)
         save_statistics(folder, STATISTICS, found)
         section = statistics_section(_title(sites, model, asked.name), found)
         write_report(folder, f"Activations of {model} on {asked.name}", [section])
@@ -205,7 +198,7 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Ablate each site on its own, and show which ones matter."""
-    wanted = _Study(
+    wanted = Study(
         model=model,
         task=task,
         data=data,
@@ -280,7 +273,7 @@ def prune(
     quiet: Quiet = False,
 ) -> None:
     """Ablate growing random shares of a set, several methods on the same ones."""
-    wanted = _Study(
+    wanted = Study(
         model=model,
         task=task,
         data=data,
@@ -349,7 +342,7 @@ def cite(
 ) -> None:
     """Print BibTeX of ablation methods and of this package."""
     for name in methods:
-        _known("method", name, METHODS)
+        require_known("method", name, METHODS)
     import lens_ablation as la
 
     typer.echo(la.cite(*(getattr(la, METHODS[name]) for name in methods)))
@@ -363,148 +356,6 @@ _ABOUT_PRUNING = (
     "The same nested random sets of sites are removed under every method, so that the curves differ only in what "
     "stands in the place of the removed activations."
 )
-
-
-@dataclass(frozen=True)
-class _Ready:
-    model: "LensModel"
-    task: "Task"
-    sites: "SiteSet"
-    methods: "list[Method]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Study:
-    """What a study was asked for, as it was typed."""
-
-    model: str
-    task: str | None
-    data: Path | None
-    sites: str
-    methods: list[str]
-    n: int
-    seed: int
-    positions: str
-    metric: str | None
-    statistics: Path | None
-    device: str
-    store: Path | None
-    executor: str
-    workers: int | None
-    dtype: str | None
-    quiet: bool
-
-    def check(self) -> None:
-        """Refuse what can be refused before anything is imported or loaded."""
-        _known("executor", self.executor, EXECUTORS)
-        if self.dtype is not None:
-            _known("dtype", self.dtype, DTYPES)
-        _check_data(self.task, self.data)
-        _known("kind of sites", self.sites, SITES)
-        _known("positions", self.positions, POSITIONS)
-        for name in self.methods:
-            _known("method", name, METHODS)
-        measured = [name for name in self.methods if name in NEED_STATISTICS]
-        if measured and self.task is None and self.statistics is None:
-            raise ValueError(
-                f"{measured[0]} ablation of --data needs --statistics DIR, measured on other data: run "
-                "`lens-ablation stats` first"
-            )
-
-    def prepare(self) -> _Ready:
-        """Load the model, make the task, and measure what the methods need."""
-        from lens_ablation.data import metrics
-
-        metric = None if self.metric is None else metrics.get(self.metric)
-        model = _load(self.model, self.device)
-        task = _task(model, self.task, self.data, self.n, self.seed, split="held_out")
-        task = task if metric is None else task.with_metric(metric)
-        sites = _sites(model, self.sites)
-        statistics = None
-        if any(name in NEED_STATISTICS for name in self.methods):
-            statistics = self._statistics(model, sites)
-        methods = [_method(name, task, statistics, self.seed) for name in self.methods]
-        return _Ready(model, task, sites, methods)
-
-    def engine(self, part: str = "") -> "Engine":
-        """How the study is run; ``part`` names its own folder in the store."""
-        import torch
-
-        from lens_ablation.engine.options import Engine
-
-        return Engine(
-            store=None if self.store is None else self.store / part,
-            executor=cast("Executor", self.executor),
-            workers=self.workers,
-            dtype=None if self.dtype is None else getattr(torch, self.dtype),
-        )
-
-    def _statistics(self, model: "LensModel", sites: "SiteSet") -> "ActivationStatistics":
-        from lens_ablation.report.sections import RESULTS, STATISTICS
-        from lens_ablation.statistics.activation_statistics import ActivationStatistics
-        from lens_ablation.statistics.collect import collect_statistics
-
-        if self.statistics is not None:
-            inside = self.statistics / RESULTS / STATISTICS
-            return ActivationStatistics.load(inside if inside.is_dir() else self.statistics)
-        measured_on = _task(model, self.task, None, max(self.n, 256), self.seed, split="train")
-        return collect_statistics(model, measured_on, sites, progress=not self.quiet)
-
-
-def _method(name: str, task: "Task", statistics: "ActivationStatistics | None", seed: int) -> "Method":
-    import lens_ablation as la
-
-    if name == "zero":
-        return la.Zero()
-    if name == "resample":
-        return la.Resample(task, match="batch", seed=seed)
-    if name == "counterfactual":
-        return la.Counterfactual(task)
-    assert statistics is not None
-    if name == "noise":
-        return la.Noise(statistics, seed=seed)
-    return la.Mean(statistics) if name == "mean" else la.Peak(statistics)
-
-
-def _load(model: str, device: str) -> "LensModel":
-    import torch
-
-    from lens_ablation.models.loading import load_model
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return load_model(model, device=device)
-
-
-def _task(model: "LensModel", task: str | None, data: Path | None, n: int, seed: int, *, split: "Split") -> "Task":
-    from lens_ablation.data import tasks
-    from lens_ablation.data.as_task import as_task
-
-    if task is not None:
-        return tasks.get(task)(model, n, seed=seed, split=split)
-    return as_task(data, model).select(slice(n))
-
-
-def _sites(model: "LensModel", kind: str) -> "SiteSet":
-    import lens_ablation as la
-
-    return getattr(la, kind)(model)
-
-
-def _check_data(task: str | None, data: Path | None) -> None:
-    if (task is None) == (data is None):
-        raise typer.BadParameter("give either --task NAME or --data FILE")
-    if data is not None and not data.exists():
-        raise ValueError(f"there is no file or folder {str(data)!r}")
-
-
-def _known(kind: str, given: str, known: Iterable[str]) -> None:
-    if given not in known:
-        from lens_ablation.errors import unknown_name
-
-        raise unknown_name(kind, given, known, "--help")
 
 
 def _split(text: str) -> list[str]:

@@ -7,11 +7,34 @@ from typing import Literal, cast
 
 import numpy as np
 
-from lens_ablation.errors import DamagedFile, UnknownSite
+from lens_ablation.errors import DamagedFile, UnknownSite, UnsupportedModel
 from lens_ablation.models.anatomy import ACTIVATIONS, Anatomy, anatomy
 from lens_ablation.models.protocol import LensModel
+from lens_ablation.models.rows import require_rows, unhooked_maps
 
-Kind = Literal["head", "z", "neuron", "pattern", "attention", "mlp"]
+Kind = Literal[
+    "head",
+    "z",
+    "neuron",
+    "pattern",
+    "attention",
+    "mlp",
+    "attn_in",
+    "mlp_in",
+    "q",
+    "k",
+    "v",
+    "attn_out",
+    "pre",
+    "pre_linear",
+    "mlp_out",
+]
+
+READER_KINDS: tuple[Kind, ...] = ("attn_in", "z", "mlp_in", "neuron")
+"""Units that linear maps read: the rows of weights on the side of the input."""
+
+WRITER_KINDS: tuple[Kind, ...] = ("q", "k", "v", "attn_out", "pre", "pre_linear", "mlp_out")
+"""Units that linear maps give: the rows of weights on the side of the output."""
 
 _AXES: dict[str, tuple[str, ...]] = {
     "head": ("layer", "head"),
@@ -20,6 +43,15 @@ _AXES: dict[str, tuple[str, ...]] = {
     "pattern": ("layer", "head"),
     "attention": ("layer",),
     "mlp": ("layer",),
+    "attn_in": ("layer", "unit"),
+    "mlp_in": ("layer", "unit"),
+    "q": ("layer", "head", "unit"),
+    "k": ("layer", "head", "unit"),
+    "v": ("layer", "head", "unit"),
+    "attn_out": ("layer", "unit"),
+    "pre": ("layer", "unit"),
+    "pre_linear": ("layer", "unit"),
+    "mlp_out": ("layer", "unit"),
 }
 _ACTIVATION = {
     "head": "z",
@@ -28,6 +60,9 @@ _ACTIVATION = {
     "pattern": "pattern",
     "attention": "attn_out",
     "mlp": "mlp_out",
+    "attn_in": "ln1_out",
+    "mlp_in": "ln2_out",
+    **{kind: kind for kind in WRITER_KINDS},
 }
 _PRINTED: dict[str, Callable[..., str]] = {
     "head": "L{}H{}".format,
@@ -36,6 +71,15 @@ _PRINTED: dict[str, Callable[..., str]] = {
     "pattern": "L{}H{}.pattern".format,
     "attention": "L{}.attn".format,
     "mlp": "L{}.mlp".format,
+    "attn_in": "L{}.attn_in{}".format,
+    "mlp_in": "L{}.mlp_in{}".format,
+    "q": "L{}H{}.q{}".format,
+    "k": "L{}H{}.k{}".format,
+    "v": "L{}H{}.v{}".format,
+    "attn_out": "L{}.attn_out{}".format,
+    "pre": "L{}.pre{}".format,
+    "pre_linear": "L{}.pre_linear{}".format,
+    "mlp_out": "L{}.mlp_out{}".format,
 }
 
 
@@ -290,7 +334,7 @@ def check_sites_exist(sites: SiteSet, model: LensModel) -> SiteSet:
     """
     if len(sites) == 0:
         raise UnknownSite("the set of sites is empty; choose some, for example lens_ablation.heads(model)[0]")
-    shape = _grid(sites.kind, anatomy(model))
+    shape = grid(sites.kind, anatomy(model))
     outside = (sites.addresses >= np.asarray(shape)).any(axis=1) | (sites.addresses < 0).any(axis=1)
     if outside.any():
         first = sites.take(np.flatnonzero(outside)[:1])
@@ -299,14 +343,25 @@ def check_sites_exist(sites: SiteSet, model: LensModel) -> SiteSet:
     return SiteSet(sites.kind, sites.addresses, shape)
 
 
-def _grid(kind: str, sizes: Anatomy) -> tuple[int, ...]:
-    units = {"z": sizes.d_head, "neuron": sizes.d_mlp}
-    lengths = {"layer": sizes.n_layers, "head": sizes.n_heads, "unit": units.get(kind, 0)}
-    return tuple(lengths[axis] for axis in _AXES[kind])
+def grid(kind: str, sizes: Anatomy) -> tuple[int, ...]:
+    """Size of a model along each axis of a kind of site."""
+    return (sizes.n_layers, *sizes.coordinates(_ACTIVATION[kind]))[: len(_AXES[kind])]
+
+
+def unit_site(point: HookPoint, address: Sequence[int]) -> Site:
+    """The single coordinate ``address`` of the activation at a hook, as a site.
+
+    Raises:
+        UnknownSite: no kind of site is one coordinate there.
+    """
+    kinds: list[Kind] = [kind for kind in READER_KINDS + WRITER_KINDS if _ACTIVATION[kind] == point.activation]
+    if not kinds:
+        raise UnknownSite(f"single coordinates of {point} are no sites")
+    return Site(kinds[0], point.layer, **dict(zip(_AXES[kinds[0]][1:], map(int, address), strict=True)))
 
 
 def _all(model: LensModel, kind: Kind) -> SiteSet:
-    shape = _grid(kind, anatomy(model))
+    shape = grid(kind, anatomy(model))
     return SiteSet(kind, np.indices(shape).reshape(len(shape), -1).T.copy(), shape)
 
 
@@ -338,3 +393,81 @@ def attentions(model: LensModel) -> SiteSet:
 def mlps(model: LensModel) -> SiteSet:
     """Every MLP's output, ``[layer]``, at ``hook_mlp_out``."""
     return _all(model, "mlp")
+
+
+def reader_rows(model: LensModel, kinds: Sequence[Kind] = READER_KINDS) -> list[SiteSet]:
+    """The rows of weights on the side of the input, one set of sites for each kind of unit.
+
+    With ``Zero()`` the ablation of a unit equals zeroing the row of weights that reads it: ``attn_in`` and ``mlp_in``
+    (what the attention and MLP projections read, ``[layer, unit]``), ``z`` (``[layer, head, unit]``) and ``neuron``
+    (``[layer, unit]``), what the output projections read. These are the components of GPT-2 in Shah et al.
+
+    Args:
+        model: A TransformerLens model with raw weights.
+        kinds: Which of the four; all by default.
+
+    Raises:
+        UnsupportedModel: weights were processed, or a hook of this model is not what its linear maps read.
+
+    Reference:
+        Shah et al., *Decomposing and Editing Predictions by Modeling Model Computation*, 2024, arXiv:2404.11534
+
+    Example:
+        >>> import lens_ablation as la
+        >>> [len(sites) for sites in la.reader_rows(la.load_model("tiny-lm"))]
+        [512, 512, 512, 2048]
+    """
+    return _rows(model, kinds, READER_KINDS, "reader_rows")
+
+
+def writer_rows(model: LensModel, kinds: Sequence[Kind] | None = None) -> list[SiteSet]:
+    """The rows of weights on the side of the output, one set of sites for each kind of unit.
+
+    With ``Bias()`` the ablation of a unit equals zeroing the row of weights that gives it: ``q``, ``k``, ``v``
+    (``[layer, head, unit]``; under grouped queries ``k`` and ``v`` count key and value heads), ``attn_out``, ``pre``
+    (of gated MLPs the gate, and ``pre_linear`` what it multiplies) and ``mlp_out`` (``[layer, unit]``). These are the
+    components of the vision transformer in Shah et al.
+
+    Args:
+        model: A TransformerLens model with raw weights.
+        kinds: Which of them; all that the model has by default.
+
+    Raises:
+        UnsupportedModel: weights were processed, a hook of this model is not the output of one linear map, or, with
+            all kinds, the output of a linear map shows at no hook.
+
+    Reference:
+        Shah et al., *Decomposing and Editing Predictions by Modeling Model Computation*, 2024, arXiv:2404.11534
+
+    Example:
+        >>> import lens_ablation as la
+        >>> [sites.kind for sites in la.writer_rows(la.load_model("tiny-vit"))]
+        ['q', 'k', 'v', 'attn_out', 'pre', 'mlp_out']
+    """
+    if kinds is not None:
+        return _rows(model, kinds, WRITER_KINDS, "writer_rows")
+    gated = HookPoint("pre_linear", 0).name in model.hook_dict
+    found = _rows(model, [kind for kind in WRITER_KINDS if gated or kind != "pre_linear"], WRITER_KINDS, "writer_rows")
+    unhooked = unhooked_maps(model)
+    if unhooked:
+        raise UnsupportedModel(
+            f"{unhooked}, so not all rows of weights can be ablated; name those you want with kinds=[...]"
+        )
+    return found
+
+
+def _rows(model: LensModel, kinds: Sequence[Kind], known: Sequence[Kind], verb: str) -> list[SiteSet]:
+    wrong = [kind for kind in kinds if kind not in known]
+    if wrong or not kinds:
+        raise UnknownSite(f"kinds of {verb} are {', '.join(known)}; got {', '.join(wrong) or 'none'}")
+    refused: dict[Kind, str] = {}
+    for kind in kinds:
+        try:
+            require_rows(model, _ACTIVATION[kind])
+        except UnsupportedModel as error:
+            refused[kind] = str(error)
+    if refused:
+        served = [kind for kind in kinds if kind not in refused]
+        fix = f" {verb}(model, kinds={served}) gives the others." if served else ""
+        raise UnsupportedModel(" ".join(dict.fromkeys(refused.values())) + fix)
+    return [_all(model, kind) for kind in kinds]

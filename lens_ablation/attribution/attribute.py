@@ -69,7 +69,7 @@ def attribute(
         model=model,
         task=task,
         components=(components := as_components(sites, model)),
-        methods=_methods(method, components),
+        methods=methods_of(method, components),
         positions=positions,
         batch_size=batch_size,
         engine=engine or Engine(),
@@ -78,7 +78,12 @@ def attribute(
         return attributor.attribute(setting, advance)
 
 
-def _methods(method: Method | Sequence[Method] | None, components: Components) -> tuple[Method, ...]:
+def methods_of(method: Method | Sequence[Method] | None, components: Components) -> tuple[Method, ...]:
+    """One method to each set of components, zero ablation if none was given.
+
+    Raises:
+        ValueError: there are not as many as sets.
+    """
     if method is None or isinstance(method, Method):
         return (method or Zero(),) * len(components.sets)
     if len(method) != len(components.sets):

@@ -16,6 +16,7 @@ from lens_ablation.attribution.outputs import BACKWARD_COST, MaskOutputs, Settin
 from lens_ablation.attribution.regression import LinearFit, fit_lasso, fit_ridge, predicted
 from lens_ablation.attribution.strategy import Attributor, finished, require_slopes
 from lens_ablation.errors import BadActivation
+from lens_ablation.methods.method import SHAH_2024
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,7 @@ class Coar(Attributor):
     estimator: Estimator = "expected_gradient"
     gradient_masks: int | None = None
     seed: int = 0
-    bibtex: ClassVar[str] = """@inproceedings{shah2024decomposing,
-  title     = {Decomposing and Editing Predictions by Modeling Model Computation},
-  author    = {Shah, Harshay and Ilyas, Andrew and Madry, Aleksander},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2024}
-}"""
+    bibtex: ClassVar[str] = SHAH_2024
 
     def __post_init__(self) -> None:
         if self.estimator not in ("expected_gradient", "ridge", "lasso"):
@@ -140,7 +136,9 @@ class Coar(Attributor):
             fit = fit_lasso(outputs.removed, outputs.values)
         else:
             fit = fit_ridge(outputs.removed, outputs.values)
-        correlation = pearson(fit.held_out, outputs.values)
+        # of large fits some masks only
+        left_out = torch.isfinite(fit.held_out).all(dim=1)
+        correlation = pearson(fit.held_out[left_out], outputs.values[left_out])
         correlation[constant] = float("nan")
         return finished(
             self,
@@ -172,14 +170,16 @@ def _fit_gradients(outputs: MaskOutputs, found: Slopes) -> LinearFit:
     scale = _least_squares_slope(expected, outputs.values)
     explained = expected * scale
     rest = fit_ridge(outputs.removed, outputs.values - explained)
-    corrected = torch.isfinite(rest.penalties)
-    noise = (found.errors * scale[:, None]) ** 2
-    errors = noise if rest.errors is None else noise + rest.errors.where(corrected[:, None], torch.zeros(())) ** 2
+    corrected = torch.isfinite(rest.penalties)[:, None]
+    errors = None
+    if rest.errors is not None:
+        noise, more = (found.errors * scale[:, None]) ** 2, rest.errors.where(corrected, torch.zeros(()))
+        errors = (noise + more**2).sqrt()
     return LinearFit(
         weights=slopes * scale[:, None] + rest.weights,
         intercept=rest.intercept,
         penalties=rest.penalties,
-        errors=errors.sqrt(),
+        errors=errors,
         held_out=rest.held_out + explained,
     )
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_ablation.ablation import Positions
+from lens_ablation.attribution.attribute import methods_of
 from lens_ablation.attribution.attribution import Attribution
 from lens_ablation.attribution.coar import pearson
 from lens_ablation.attribution.components import Sampling, draw_removals
@@ -19,7 +20,6 @@ from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
 from lens_ablation.files import read_folder, write_folder
 from lens_ablation.methods.method import Method
-from lens_ablation.methods.zero import Zero
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.studies.intervals import Interval, bootstrap_interval
@@ -171,12 +171,11 @@ def counterfactual_correlation(
         raise ValueError(f"{n_masks} masks give no correlation; take at least 3")
     fractions = tuple(ablated_fraction) if isinstance(ablated_fraction, Sequence) else (ablated_fraction,)
     components = next(iter(compared.values())).components
-    methods = method if isinstance(method, Sequence) else [method or Zero()] * len(components.sets)
     setting = Setting(
         model=model,
         task=task,
         components=components,
-        methods=tuple(methods),
+        methods=methods_of(method, components),
         positions=positions,
         batch_size=batch_size,
         engine=engine or Engine(),

@@ -101,8 +101,7 @@ def _asked(
     replacement: Replacement, point: HookPoint, sizes: Anatomy, dtype: torch.dtype, seed: int
 ) -> Float[Tensor, "row pos ..."]:
     """The replacement for some rows and positions, which are others for another seed."""
-    own = {"z": (sizes.n_heads, sizes.d_head), "post": (sizes.d_mlp,)}.get(point.activation, (sizes.d_model,))
-    shape = torch.Size((2 + seed, 4 - seed, *own))
+    shape = torch.Size((2 + seed, 4 - seed, *sizes.coordinates(point.activation)))
     generator = torch.Generator().manual_seed(seed)
     request = Request(
         point=point,
@@ -181,15 +180,13 @@ def fold(linear: Module, here: Mapping[HookPoint, Write]) -> Folded:
     Sums run in float64 and are rounded once. Where the map's output is written over, what it reads counts no more.
     """
     weight, bias = _weight_of(linear).clone(), _bias_of(linear)
-    over = [write for point, write in here.items() if point.activation not in READ]
-    if over:
-        weight.zero_()
-        total = over[0].values.double()
-    else:
-        total = torch.zeros(weight.shape[1], dtype=torch.float64) if bias is None else bias.cpu().double()
-        for write in here.values():
-            total = total + write.values[write.marked].double() @ weight.cpu()[write.marked].double()
-            weight[write.marked.to(weight.device)] = 0
+    total = torch.zeros(weight.shape[1], dtype=torch.float64) if bias is None else bias.cpu().double()
+    for write in (write for point, write in here.items() if point.activation in READ):
+        total = total + write.values[write.marked].double() @ weight.cpu()[write.marked].double()
+        weight[write.marked.to(weight.device)] = 0
+    for write in (write for point, write in here.items() if point.activation not in READ):
+        total = torch.where(write.marked, write.values.double(), total)
+        weight[:, write.marked.to(weight.device)] = 0
     needs_bias = bias is not None or bool(total.any())
     return Folded(weight, total.to(weight) if needs_bias else None)
 

@@ -30,7 +30,7 @@ GRADIENT_BLOCK = 64
 BACKWARD_COST = 3
 """Forward passes that a forward and a backward pass count for."""
 
-_ROWS_OF_GRADIENTS = 4
+ROWS_OF_GRADIENTS = 4
 """How many times fewer rows fit in a pass whose activations are kept for the way back."""
 
 
@@ -180,7 +180,7 @@ class GradientJob(VariantsJob):
     @classmethod
     def of(cls, job: VariantsJob) -> "GradientJob":
         """The same work, with slopes, in smaller passes."""
-        capacity = job.capacity if job.is_fixed else max(1, job.capacity // _ROWS_OF_GRADIENTS)
+        capacity = job.capacity if job.is_fixed else max(1, job.capacity // ROWS_OF_GRADIENTS)
         return cls(
             model=job.model,
             task=job.task,

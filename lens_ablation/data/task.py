@@ -2,11 +2,13 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lens_ablation.data import metrics
@@ -146,6 +148,47 @@ class Task:
     ) -> Float[Tensor, " example"]:
         """The metric of each example, in the metric's unit."""
         return self.metric(logits, self)
+
+
+def joined(tasks: Sequence[Task]) -> Task:
+    """The examples of several tasks one after the other, under the metric and the name of the first.
+
+    Shorter rows of tokens are filled up on the right behind a mask. Fields that only some of the tasks have are left
+    out, spans too.
+
+    Raises:
+        ValueError: there are no tasks, or their rows do not go together.
+    """
+    if not tasks:
+        raise ValueError("there are no tasks to join")
+    masked = len({task.inputs.shape[1:] for task in tasks if task.n_pos is not None}) > 1
+    if masked or any(task.attention_mask is not None for task in tasks):
+        # the last real token is told by the mask, so answers that are read there stay where they are
+        tasks = [replace(task, attention_mask=_mask_of(task)) for task in tasks]
+    together: dict[str, Any] = {"spans": {}}
+    for name in (f.name for f in fields(Task)):
+        parts = [getattr(task, name) for task in tasks]
+        if all(isinstance(part, Tensor) for part in parts):
+            together[name] = _stacked(name, parts)
+        elif any(isinstance(part, Tensor) for part in parts):
+            together[name] = None
+    return replace(tasks[0], **together)
+
+
+def _mask_of(task: Task) -> Bool[Tensor, "example pos"] | Int[Tensor, "example pos"]:
+    return torch.ones_like(task.inputs, dtype=torch.bool) if task.attention_mask is None else task.attention_mask
+
+
+def _stacked(name: str, parts: Sequence[Shaped[Tensor, "_example ..."]]) -> Shaped[Tensor, "example ..."]:
+    """Rows of all parts; those of two axes are filled up to one width."""
+    if len({part.ndim for part in parts}) == 1 and parts[0].ndim == 2:
+        fill = 0 if name in ("inputs", "counterfactuals", "attention_mask") else IGNORED
+        width = max(part.shape[1] for part in parts)
+        parts = [F.pad(part, (0, width - part.shape[1]), value=fill) for part in parts]
+    shapes = sorted({tuple(part.shape[1:]) for part in parts})
+    if len(shapes) > 1:
+        raise ValueError(f"{name} of these tasks have rows of shapes {shapes}; join tasks of one kind")
+    return torch.cat(list(parts))
 
 
 def bytes_of(tensor: Tensor) -> bytes:

@@ -1,7 +1,7 @@
 """What a run will cost: forward passes, operations, memory, and time."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from lens_ablation.data.as_task import as_task
 from lens_ablation.data.metrics import Metric
 from lens_ablation.data.task import Task
 from lens_ablation.engine.clean import blocks_of
-from lens_ablation.engine.linears import LinearOrder, linear_order, position_wise, untouched
+from lens_ablation.engine.linears import LinearOrder, attention_untouched, linear_order, position_wise, untouched
 from lens_ablation.engine.options import Engine
 from lens_ablation.engine.part import WORTH_KEEPING
 from lens_ablation.engine.removals import Ablation, OneEach
@@ -137,7 +137,7 @@ def _blocks_work(job: VariantsJob, first_layer: int, *, trimmed: bool) -> float:
     total = 0.0
     for layer in range(first_layer, sizes.n_layers):
         known = set(saved.get(layer, ())) if layer == first_layer else set()
-        if trimmed and layer == first_layer and _attention_is_known(job, points, layer):
+        if trimmed and job.path.attention and layer == first_layer and layer in attention_untouched(points):
             known |= set(order.before.get(HookPoint("z", layer), ()))
         else:
             total += 4.0 * n_pos * n_pos * sizes.n_heads * sizes.d_head
@@ -145,12 +145,6 @@ def _blocks_work(job: VariantsJob, first_layer: int, *, trimmed: bool) -> float:
             if module not in known:
                 total += 2.0 * (read or n_pos if module in late else n_pos) * _matrix_weights(module)
     return total
-
-
-def _attention_is_known(job: VariantsJob, points: Sequence[HookPoint], layer: int) -> bool:
-    """Whether rows that join at a block do not attend in it."""
-    here = {point.activation for point in points if point.layer == layer}
-    return job.path.attention and bool(here) and "pattern" not in here
 
 
 def _weighted(order: LinearOrder, block: Module, layer: int) -> tuple[Module, ...]:

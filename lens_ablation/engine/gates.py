@@ -96,7 +96,9 @@ def _hooks(
 ) -> list[FwdHook]:
     rows = repeat_rows(part.rows, n_variants, part.n_examples)
     pairs: list[FwdHook] = []
-    for (_, method), replacement, by_point in zip(part.sets, part.replacements, leaves, strict=True):
+    parts = zip(part.sets, part.replacements, leaves, strict=True)
+    # values first: a pattern is realised with those that its head then has
+    for (_, method), replacement, by_point in sorted(parts, key=lambda entry: entry[0][0].kind != "v"):
         pairs += replacing_hooks(dict(by_point), replacement, rows, firings, positional=method.positional)
     return pairs
 

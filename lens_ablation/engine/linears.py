@@ -16,10 +16,16 @@ from lens_ablation.engine.clean import blocks_of
 from lens_ablation.models.anatomy import probe_inputs
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import LensModel
+from lens_ablation.models.rows import is_linear
 from lens_ablation.sites import HookPoint
 
-WRITTEN = ("z", "attn_out", "post", "mlp_out")
+WRITTEN = ("ln1_out", "q", "k", "v", "z", "attn_out", "ln2_out", "pre", "pre_linear", "post", "mlp_out")
 """Activations that ablations write to, beside patterns, which are written at ``z``."""
+
+BEFORE_ATTENTION = ("ln1_out", "q", "k", "v", "pattern")
+"""Activations of which attention makes ``z``."""
+
+INSIDE_MLP = ("pre", "pre_linear", "post", "mlp_out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +63,7 @@ def _measure(model: LensModel) -> LinearOrder:
         for mlp, calls in called.items():
             hooked.callback(mlp.register_forward_hook(lambda m, args, out, calls=calls: calls.append(1)).remove)
         for layer, block in enumerate(blocks_of(model)):
-            for linear in dict.fromkeys(module for module in block.modules() if _is_linear(module)):
+            for linear in dict.fromkeys(module for module in block.modules() if is_linear(module)):
                 handle = linear.register_forward_hook(lambda m, args, out, layer=layer: ran.append((layer, m)))
                 hooked.callback(handle.remove)
         points = [HookPoint(of, layer) for layer in range(len(blocks_of(model))) for of in WRITTEN]
@@ -82,6 +88,12 @@ def writes_at(point: HookPoint) -> HookPoint:
     return HookPoint("z", point.layer) if point.activation == "pattern" else point
 
 
+def attention_untouched(points: Sequence[HookPoint]) -> set[int]:
+    """Layers that ``points`` write to, and first behind their attention: its ``z`` is that of the clean pass."""
+    changed = {point.layer for point in points if point.activation in BEFORE_ATTENTION}
+    return {point.layer for point in points} - changed
+
+
 def untouched(order: LinearOrder, points: Sequence[HookPoint]) -> dict[int, tuple[Module, ...]]:
     """By layer, the linear maps that run before any of ``points`` is written to."""
     found: dict[int, tuple[Module, ...]] = {}
@@ -101,7 +113,7 @@ def position_wise(
     """
     maps = tuple(linear for linear in order.after.get(HookPoint("z", layer), ()) if linear not in known)
     mlp = order.mlps.get(layer)
-    if mlp is None or any(point in points for point in (HookPoint("post", layer), HookPoint("mlp_out", layer))):
+    if mlp is None or any(HookPoint(of, layer) in points for of in INSIDE_MLP):
         return maps
     inner = set(mlp.modules())
     return (*(linear for linear in maps if linear not in inner), mlp)
@@ -138,10 +150,6 @@ def positions_only(linears: Sequence[Module], positions: Int[Tensor, "row target
 
 def _note(ran: list[tuple[int, Module | str]], point: HookPoint, activation: Tensor, hook: object) -> None:
     ran.append((point.layer, point.name))
-
-
-def _is_linear(module: Module) -> bool:
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _cut(n_rows: int, n_known: int, linear: Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

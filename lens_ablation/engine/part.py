@@ -23,7 +23,14 @@ from lens_ablation.data.metrics import Metric, answer_logits, widened
 from lens_ablation.data.task import Task
 from lens_ablation.engine.attention import first_rows_attend
 from lens_ablation.engine.clean import CleanPass, Residual
-from lens_ablation.engine.linears import first_rows_only, linear_order, position_wise, positions_only, untouched
+from lens_ablation.engine.linears import (
+    attention_untouched,
+    first_rows_only,
+    linear_order,
+    position_wise,
+    positions_only,
+    untouched,
+)
 from lens_ablation.engine.path import Path
 from lens_ablation.engine.removals import first_layers_of
 from lens_ablation.engine.size import LOGITS
@@ -169,10 +176,9 @@ class Part:
         self.attended: dict[int, Module] = {}
         points = [point for sites, _ in self.sets for point in sites.hook_points]
         if self.path.attention:
-            # a pattern is written with the values of all rows
-            by_pattern = {point.layer for point in points if point.activation == "pattern"}
-            layers = {point.layer for point in points} - by_pattern
-            self.attended = {layer: self.hook_points[HookPoint("z", layer).name] for layer in sorted(layers)}
+            # where a pattern or its inputs are written, the values of all rows are needed
+            layers = sorted(attention_untouched(points))
+            self.attended = {layer: self.hook_points[HookPoint("z", layer).name] for layer in layers}
         if self.path.linears:
             order = linear_order(self.model)
             self.untouched = untouched(order, points) if self.sizes.d_model >= self.least_kept else {}
@@ -205,7 +211,9 @@ class Part:
         """Hooks of each block that some variant changes, for the rows that have joined by then."""
         rows = repeat_rows(self.rows, len(first), self.n_examples)
         pairs: list[FwdHook] = []
-        for (sites, method), replacement, part in zip(self.sets, self.replacements, flags, strict=True):
+        parts = zip(self.sets, self.replacements, flags, strict=True)
+        # values first: a pattern is realised with those that its head then has
+        for (sites, method), replacement, part in sorted(parts, key=lambda entry: entry[0][0].kind != "v"):
             for point, mask in removal_masks(sites, part, self.sizes).items():
                 n = int(np.searchsorted(first, point.layer, side="right"))
                 here = mask[:n].repeat_interleave(self.n_examples, dim=0)

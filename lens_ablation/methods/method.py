@@ -19,8 +19,8 @@ class Request:
 
     Attributes:
         point: The hook.
-        shape: Shape of the activation: ``[row, pos, head, d_head]`` at ``hook_z``, ``[row, pos, width]`` at
-            ``hook_post`` and layer outputs, ``[row, head, query, key]`` for a pattern.
+        shape: Shape of the activation: ``[row, pos, head, d_head]`` at ``hook_z`` (and queries, keys, values),
+            ``[row, head, query, key]`` for a pattern, ``[row, pos, width]`` elsewhere.
         examples: Index of the example in each row; ``None`` where row ``i`` is example ``i``.
         positions: Position of each token from its row's first real one, ``[row or 1, pos]``.
         activation: The activation itself; ``None`` for patterns, which some models compute later. A replacement may
@@ -49,6 +49,14 @@ WANG_2023 = """@inproceedings{wang2023interpretability,
   year      = {2023}
 }"""
 """BibTeX of the circuit for indirect objects, which ablates to means and to counterfactual prompts."""
+
+SHAH_2024 = """@inproceedings{shah2024decomposing,
+  title     = {Decomposing and Editing Predictions by Modeling Model Computation},
+  author    = {Shah, Harshay and Ilyas, Andrew and Madry, Aleksander},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024}
+}"""
+"""BibTeX of component attribution, whose components are rows of weights."""
 
 Replacement = Callable[[Request], Tensor]
 """Gives what stands in the place of the activation, broadcastable to ``request.shape``."""

@@ -16,7 +16,13 @@ from lens_ablation.models.protocol import LensModel, input_device, require_lens_
 ACTIVATIONS = {
     "z": "blocks.{}.attn.hook_z",
     "pattern": "blocks.{}.attn.hook_pattern",
+    "q": "blocks.{}.attn.hook_q",
+    "k": "blocks.{}.attn.hook_k",
     "v": "blocks.{}.attn.hook_v",
+    "ln1_out": "blocks.{}.ln1.hook_out",
+    "ln2_out": "blocks.{}.ln2.hook_out",
+    "pre": "blocks.{}.mlp.hook_pre",
+    "pre_linear": "blocks.{}.mlp.hook_pre_linear",
     "post": "blocks.{}.mlp.hook_post",
     "attn_out": "blocks.{}.hook_attn_out",
     "mlp_out": "blocks.{}.hook_mlp_out",
@@ -48,6 +54,20 @@ class Anatomy:
     bidirectional: bool
     has_pattern: bool
     fires_pattern_first: bool
+
+    def coordinates(self, activation: str) -> tuple[int, ...]:
+        """Size of an activation without rows and positions; of a pattern, the number of heads."""
+        match activation:
+            case "z" | "q":
+                return (self.n_heads, self.d_head)
+            case "k" | "v":
+                return (self.n_key_value_heads, self.d_head)
+            case "pattern":
+                return (self.n_heads,)
+            case "pre" | "pre_linear" | "post":
+                return (self.d_mlp,)
+            case _:
+                return (self.d_model,)
 
     def kv_group(self, head: int) -> range:
         """Query heads that share the key and value head of query head ``head``."""

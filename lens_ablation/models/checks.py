@@ -18,6 +18,7 @@ from lens_ablation.models.anatomy import ACTIVATIONS, Anatomy, anatomy, probe_in
 from lens_ablation.models.fingerprint import model_name
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import FwdHook, LensModel, require_evaluation_mode
+from lens_ablation.models.rows import GIVEN, require_rows
 
 TOLERANCE = 1e-4
 """Largest relative error at which an identity between activations counts as holding."""
@@ -26,6 +27,9 @@ _PROJECTIONS = {
     "hook_attn_out": ("attn_out", "blocks.{}.attn.o.hook_out"),
     "hook_mlp_out": ("mlp_out", "blocks.{}.mlp.out.hook_out"),
 }
+_ROWS = {"attn_in": "ln1_out", "mlp_in": "ln2_out"} | {of: of for of in GIVEN}
+"""Kinds of sites that stand for rows of weights, beside ``z`` and ``neuron``, and their activations."""
+
 _SITE_HOOKS = {"hook_z": "z", "hook_post": "post", "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out"}
 
 
@@ -156,11 +160,14 @@ def check_sites(model: LensModel, *, inputs: Tensor | None = None, throw: bool =
 def require_meaning(model: LensModel, kind: str) -> None:
     """Refuse sites whose hook is, on this model, another tensor than its name says.
 
-    Patterns need ``hook_z = pattern @ v``; attention and MLP outputs must be what the layer adds.
+    Patterns need ``hook_z = pattern @ v``; attention and MLP outputs must be what the layer adds; sites that stand for
+    rows of weights must equal them.
 
     Raises:
         UnsupportedModel: the identity fails, or cannot be measured; the message gives the error.
     """
+    if kind in _ROWS:
+        require_rows(model, _ROWS[kind])
     if kind not in ("pattern", "attention", "mlp"):
         return
     report = _properties.get(model) or check_sites(model, throw=False)

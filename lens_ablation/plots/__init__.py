@@ -3,6 +3,7 @@
 from lens_ablation.plots.attribution import attribution_figure, correlation_figure
 from lens_ablation.plots.comparison import comparison_figure
 from lens_ablation.plots.curves import pruning_figure
+from lens_ablation.plots.editing import edit_figure
 from lens_ablation.plots.heatmap import sweep_heatmap
 from lens_ablation.plots.histograms import activation_histogram, distribution_gallery
 
@@ -12,6 +13,7 @@ __all__ = [
     "comparison_figure",
     "correlation_figure",
     "distribution_gallery",
+    "edit_figure",
     "pruning_figure",
     "sweep_heatmap",
 ]

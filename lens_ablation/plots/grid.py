@@ -18,6 +18,15 @@ _NOUNS = {
     "neuron": ("MLP neuron", "neuron"),
     "attention": ("attention layer", "layer"),
     "mlp": ("MLP", "layer"),
+    "attn_in": ("input of attention", "coordinate of ln1.hook_out"),
+    "mlp_in": ("input of the MLP", "coordinate of ln2.hook_out"),
+    "q": ("row of queries", "head · coordinate of hook_q"),
+    "k": ("row of keys", "key head · coordinate of hook_k"),
+    "v": ("row of values", "value head · coordinate of hook_v"),
+    "attn_out": ("output of attention", "coordinate of hook_attn_out"),
+    "pre": ("MLP row", "coordinate of hook_pre"),
+    "pre_linear": ("MLP row", "coordinate of hook_pre_linear"),
+    "mlp_out": ("output of the MLP", "coordinate of hook_mlp_out"),
 }
 
 CLIP_AT, LEEWAY = 3.0, 1.25

@@ -229,7 +229,7 @@ def _missing_cells(grid: EffectGrid) -> list[go.Heatmap]:
 
 def _head_borders(result: SweepResult) -> list[go.Scatter]:
     """Lines where one head's coordinates end and the next one's begin."""
-    if result.sites.kind != "z":
+    if len(result.sites.shape) != 3:
         return []
     n_layers, n_heads, width = result.sites.shape
     borders = np.arange(1, n_heads) * width - 0.5

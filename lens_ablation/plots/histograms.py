@@ -20,7 +20,7 @@ from lens_ablation.plots.style import (
     new_figure,
     number,
 )
-from lens_ablation.sites import HookPoint, Site
+from lens_ablation.sites import HookPoint, Site, unit_site
 from lens_ablation.statistics.activation_statistics import ActivationStatistics, PointStatistics
 from lens_ablation.statistics.shapes import Shape
 
@@ -61,7 +61,7 @@ def activation_histogram(statistics: ActivationStatistics, site: Site, *, log_co
         >>> stats = la.collect_statistics(model, la.tasks.ioi(model, n=64), neurons, progress=False)
         >>> figure = la.plots.activation_histogram(stats, neurons[2, 1, 5])
     """
-    if site.kind not in ("z", "neuron"):
+    if site.unit is None:
         raise ValueError(
             f"{site} is a whole {site.kind}, and a histogram shows one activation; choose one, such as "
             "attention_neurons(model)[2, 1, 5] or neurons(model)[3, 17]"
@@ -207,14 +207,14 @@ def _name(point: HookPoint, address: tuple[int, ...]) -> str:
     """The site of a coordinate, or the one that it is a part of, with its index there."""
     axes: Iterator[int] = map(int, address)
     match point.activation:
-        case "z":
-            return str(Site("z", point.layer, head=next(axes), unit=next(axes)))
-        case "post":
-            return str(Site("neuron", point.layer, unit=next(axes)))
         case "pattern":
             whole = Site("pattern", point.layer, head=next(axes))
-        case activation:
-            whole = Site("attention" if activation == "attn_out" else "mlp", point.layer)
+        case "attn_out":
+            whole = Site("attention", point.layer)
+        case "mlp_out":
+            whole = Site("mlp", point.layer)
+        case _:
+            return str(unit_site(point, address))
     return f"{whole}[{', '.join(map(str, axes))}]"
 
 

@@ -29,6 +29,13 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "pattern": ("head", "query", "key"),
     "attn_out": ("unit",),
     "mlp_out": ("unit",),
+    "q": ("head", "unit"),
+    "k": ("head", "unit"),
+    "v": ("head", "unit"),
+    "ln1_out": ("unit",),
+    "ln2_out": ("unit",),
+    "pre": ("unit",),
+    "pre_linear": ("unit",),
 }
 """Axes of the coordinates at each kind of hook."""
 

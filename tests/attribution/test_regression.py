@@ -5,9 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from lens_ablation.attribution import regression
+from lens_ablation.attribution import large_regression, packed_masks, regression
 from lens_ablation.attribution.coar import pearson
 from lens_ablation.attribution.components import draw_removals
+from lens_ablation.attribution.packed_masks import column_chunks, column_square, keep_mean, row_chunks
 from lens_ablation.attribution.regression import fit_lasso, fit_ridge, predicted
 from lens_ablation.engine.removals import Packed
 
@@ -118,13 +119,88 @@ def test_lasso_finds_the_few_components_that_matter():
     assert float(pearson(fit.held_out, kept @ truth.T).min()) > 0.98
 
 
-def test_too_few_masks_and_too_much_of_both_are_refused(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("n_masks", "n_components"), [(400, 120), (150, 260), (200, 200)])
+@pytest.mark.parametrize("share", [0.003, 1.0])
+def test_what_is_too_large_to_factorise_has_the_same_weights_by_iteration(
+    n_masks: int, n_components: int, share: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(regression, "PENALTIES", (share,))
+    removed, outputs, _ = linear(n_masks, n_components, noise=1.0, n_examples=5)
+    whole = fit_ridge(removed, outputs)
+    monkeypatch.setattr(regression, "LARGEST_SIDE", 100)
+    # two examples to a group
+    monkeypatch.setattr(large_regression, "GROUP_BYTES", 2 * (80 * n_components + 40 * n_masks))
+    large = fit_ridge(removed, outputs)
+    for name in ("weights", "intercept", "penalties"):
+        found, expected = getattr(large, name), getattr(whole, name)
+        assert float((found - expected).norm() / expected.norm()) < 1e-4
+    assert large.errors is None
+
+
+def test_by_iteration_each_example_has_the_penalty_of_its_noise(monkeypatch: pytest.MonkeyPatch):
+    """Examples of which one is all noise, one without any; what they predict is of the masks held out only."""
+    removed, outputs, _ = linear(500, 100)
+    generator = torch.Generator().manual_seed(5)
+    outputs[:, 0] = torch.randn(500, generator=generator)
+    outputs[:, 1] += 5 * torch.randn(500, generator=generator)
+    whole = fit_ridge(removed, outputs)
+    monkeypatch.setattr(regression, "LARGEST_SIDE", 50)
+    large = fit_ridge(removed, outputs)
+    assert float(large.penalties[0]) > float(large.penalties[1]) > float(large.penalties[2])
+    chosen, best = ((fit.penalties.log() / np.log(3)) for fit in (large, whole))
+    assert float((chosen - best)[1:].abs().max()) < 2.5  # two steps of the grid
+    held = np.arange(500) % 5 == 4
+    assert bool(torch.isfinite(large.held_out[held]).all())
+    assert bool(torch.isnan(large.held_out[~held]).all())
+    seen, left_out = (pearson(fit.held_out[held], outputs[held]) for fit in (large, whole))
+    torch.testing.assert_close(seen, left_out, atol=0.1, rtol=0)
+    training = Packed(removed.bits[~held], 100)
+    monkeypatch.undo()
+    monkeypatch.setattr(regression, "PENALTIES", (float(large.penalties[1]) / column_square(500, keep_mean(removed)),))
+    apart = fit_ridge(training, outputs[~held])
+    expected = predicted(Packed(removed.bits[held], 100), apart.weights, apart.intercept)
+    torch.testing.assert_close(large.held_out[held][:, 1], expected[:, 1], atol=2e-3, rtol=0)
+
+
+def test_by_iteration_a_component_that_no_mask_ablates_and_an_output_that_never_changes_weigh_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(regression, "LARGEST_SIDE", 20)
+    removed, outputs, _ = linear(100, 40)
+    flags = removed.flags(np.arange(100))
+    flags[:, 7] = False
+    outputs[:, 1] = 3.0
+    fit = fit_ridge(Packed.of(flags), outputs)
+    torch.testing.assert_close(fit.weights[:, 7], torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(fit.weights[1], torch.zeros(40), atol=1e-6, rtol=0)
+    torch.testing.assert_close(fit.intercept[1], torch.tensor(3.0))
+
+
+def test_an_iteration_that_does_not_converge_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(regression, "LARGEST_SIDE", 20)
+    monkeypatch.setattr(large_regression, "_MOST_STEPS", 1)
+    monkeypatch.setattr(large_regression, "_ROUNDS", 1)
+    removed, outputs, _ = linear(60, 40, noise=1.0)
+    with pytest.raises(ValueError, match="expected_gradient"):
+        fit_ridge(removed, outputs)
+
+
+def test_masks_in_chunks_of_rows_and_columns_are_the_masks(monkeypatch: pytest.MonkeyPatch):
+    removed, _, _ = linear(50, 43)
+    kept = 1.0 - torch.from_numpy(removed.flags(np.arange(50))).float()
+    torch.testing.assert_close(keep_mean(removed), kept.mean(dim=0))
+    monkeypatch.setattr(packed_masks, "AT_ONCE", 50 * 16 * 4)
+    by_rows = [x for _, x in row_chunks(removed)]
+    by_columns = [x for _, x in column_chunks(removed, keep_mean(removed))]
+    assert [x.shape[1] for x in by_columns] == [16, 16, 11]
+    assert len(by_rows) == 3
+    assert torch.equal(torch.cat(by_rows), kept)
+    torch.testing.assert_close(torch.cat(by_columns, dim=1), kept - kept.mean(dim=0))
+
+
+def test_too_few_masks_are_refused():
     removed, outputs, _ = linear(3, 10)
     with pytest.raises(ValueError, match="too few"):
-        fit_ridge(removed, outputs)
-    monkeypatch.setattr(regression, "LARGEST_SIDE", 20)
-    removed, outputs, _ = linear(30, 30)
-    with pytest.raises(ValueError, match="expected_gradient"):
         fit_ridge(removed, outputs)
 
 

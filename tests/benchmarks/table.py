@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 
-
 FRAMES = 8
 """How much deeper in the call stack each round runs than the one before.
 

@@ -70,17 +70,18 @@ def test_statistics_of_heads_and_neurons(benchmark, table: Table, device: str, n
 
 
 def test_memory_of_statistics_does_not_grow_with_tokens(benchmark, table: Table):
-    """Peak memory of whole processes, which load the same model."""
+    """Peak memory of whole processes, which load the same model: the least of three, as one alone varies by 5 %."""
     peaks: dict[int, float] = {}
 
     def measure(n_tokens: int) -> None:
         command = [sys.executable, "-c", MEMORY, str(n_tokens)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         unit = 1024 if sys.platform == "linux" else 1
-        peaks[n_tokens] = int(done.stdout.split()[-1]) * unit / 2**20
+        peak = int(done.stdout.split()[-1]) * unit / 2**20
+        peaks[n_tokens] = min(peak, peaks.get(n_tokens, peak))
 
     few, many = N_TOKENS // 5, N_TOKENS
-    benchmark.pedantic(lambda: measure(many), setup=lambda: measure(few), rounds=1)
+    benchmark.pedantic(lambda: measure(many), setup=lambda: measure(few), rounds=3)
     row = Row(
         work=f"memory of statistics over {many:,} tokens, tiny-lm, whole process",
         against=f"over {few:,} tokens",

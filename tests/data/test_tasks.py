@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lens_ablation.data import corpus, flawed_digits, metrics, tasks
+from lens_ablation.data import corpus, digit_tasks, flawed_digits, metrics, tasks
 from lens_ablation.data.as_task import as_task
 from lens_ablation.data.digits import digits as load_digits
 from lens_ablation.data.task import IGNORED, Task
@@ -204,14 +204,15 @@ def test_triggered_digits_pair_each_image_with_its_other_self(digit_vit):
         assert flawed_digits.TARGET not in task.answers
 
 
-@pytest.mark.parametrize("group", [None, *tasks.CUE_GROUPS])
+@pytest.mark.parametrize("group", [None, *digit_tasks.CUE_GROUPS])
 def test_cued_digits_show_the_groups_asked_for(model_of, group):
     task = tasks.cued_digits(model_of("cued_digits"), 20, group=group)
     rows = shown(task.inputs, slice(2, 10))
     assert len(set(rows)) == 20
     labels = (load_digits("held_out")[1][rows] >= 5).long()
     sides = (task.inputs[:, 0, 0, -1] == flawed_digits.INK).long()
-    pairs = {None: tasks.CUE_GROUPS["agreeing"] + tasks.CUE_GROUPS["conflicting"], **tasks.CUE_GROUPS}[group]
+    groups = digit_tasks.CUE_GROUPS
+    pairs = groups["agreeing"] + groups["conflicting"] if group is None else groups[group]
     counts = {pair: list(zip(labels.tolist(), sides.tolist(), strict=True)).count(pair) for pair in pairs}
     assert counts == dict.fromkeys(pairs, 20 // len(pairs))
     assert task.wrong_answers is not None

@@ -3,11 +3,15 @@
 Of every fact one phrasing is held out; the fact itself is learned from its other phrasings.
 """
 
+from collections.abc import Collection
 from random import Random
 
 from lens_ablation.data.corpus.example import Example, Split, generator, stable_hash
 from lens_ablation.data.corpus.fact_table import FACTS, PHRASINGS, Fact
 from lens_ablation.data.corpus.templates import fill, fixed_words, words_of
+
+RELATIONS = tuple(PHRASINGS)
+"""What facts are about: ``capital``, ``continent``, ``language``, ``currency``, ``symbol``, ``young``."""
 
 
 def _held_out_phrasing(fact: Fact) -> int:
@@ -57,7 +61,9 @@ def _example(rng: Random, fact: Fact, phrasing: int) -> Example:
     )
 
 
-def examples(n: int, *, seed: int = 0, split: Split = "held_out") -> list[Example]:
+def examples(
+    n: int, *, seed: int = 0, split: Split = "held_out", relations: Collection[str] = RELATIONS
+) -> list[Example]:
     """Prompts that ask for the answer of a fact; no prompt comes twice before every prompt has come once.
 
     The counterfactual asks for the same relation of another subject of as many words; its answer is the first
@@ -67,9 +73,10 @@ def examples(n: int, *, seed: int = 0, split: Split = "held_out") -> list[Exampl
         n: Number of examples.
         seed: Another seed gives another order.
         split: ``"held_out"`` for pairs of subject and phrasing that training never shows.
+        relations: What is asked for.
     """
     rng = generator("facts", split, seed)
-    pool = _POOLS[split]
+    pool = [case for case in _POOLS[split] if case[0].relation in relations]
     cases: list[tuple[Fact, int]] = []
     while len(cases) < n:
         cases += rng.sample(pool, len(pool))

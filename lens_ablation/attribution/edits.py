@@ -1,0 +1,338 @@
+"""The edits of the paper, each on an embedded model: attribute, choose components, measure.
+
+Components are z coordinates and MLP neurons. Attributions and numbers of components come from training images or
+prompts only; what is reported was measured on held-out ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lens_ablation.attribution.attribute import attribute
+from lens_ablation.attribution.coar import Coar
+from lens_ablation.attribution.editing import Edit, Effect, edit
+from lens_ablation.attribution.rounds import edit_in_rounds
+from lens_ablation.data import digit_tasks, tasks
+from lens_ablation.data.corpus import Split, facts
+from lens_ablation.data.metrics import Metric, as_metric, correct_margin, top1
+from lens_ablation.data.task import Task, joined
+from lens_ablation.errors import unknown_name
+from lens_ablation.methods.mean import Mean
+from lens_ablation.methods.method import Method
+from lens_ablation.methods.zero import Zero
+from lens_ablation.models.protocol import LensModel
+from lens_ablation.progress import Progress
+from lens_ablation.sites import SiteSet, attention_neurons, neurons
+from lens_ablation.statistics.collect import collect_statistics
+
+N_MASKS = 32
+"""Masks of each attribution, unless said otherwise."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Edited:
+    """An edit, and what it does to held-out examples.
+
+    Attributes:
+        edit: What is ablated, and how it was chosen.
+        held_out: Effects on groups of examples that neither the attribution nor the choice has seen.
+    """
+
+    edit: Edit
+    held_out: Mapping[str, Effect]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row to a held-out group."""
+        return pd.DataFrame([{"group": name, **vars(effect)} for name, effect in self.held_out.items()])
+
+
+def fix_errors(
+    model: LensModel, *, n_masks: int = 4 * N_MASKS, tolerance: float = 0.01, progress: Progress = True
+) -> list[Edited]:
+    """An edit for each held-out digit that the model gets wrong: the one image right, all others as they were.
+
+    Targets are single images, whose number of components is chosen on themselves; references are 50 training images,
+    and 500 others watch the accuracy.
+
+    Args:
+        model: tiny-vit, or another vision transformer of the same digits.
+        n_masks: Masks of the attribution, which all edits share.
+        tolerance: How far the accuracy on training images may fall.
+
+    Returns:
+        One to an error; held-out groups ``error`` and ``others``.
+
+    Raises:
+        ValueError: the model makes no error.
+
+    Reference:
+        Shah, Ilyas, Madry, 2024, arXiv:2404.11534, section 5.1.
+    """
+    held_out, training = _all_digits(model, "held_out"), _all_digits(model, "train")
+    wrong = _places(_answered(model, held_out) == 0)
+    if not len(wrong):
+        raise ValueError("the model answers every held-out digit rightly, so there is no error to fix")
+    n_references = 50
+    task = joined([held_out.select(wrong), training.select(slice(n_references))])
+    weights = attribute(
+        model, task, _components(model), Coar(n_masks=n_masks, ablated_fraction=0.05), progress=progress
+    )
+    found: list[Edited] = []
+    for i, place in enumerate(wrong.tolist()):
+        one = edit(
+            weights,
+            model,
+            task,
+            target=[i],
+            reference=range(len(wrong), task.n_examples),
+            validation=(task.select(slice(i, i + 1)), training.select(slice(100, 600))),
+            tolerance=tolerance,
+            progress=progress,
+        )
+        others = held_out.select(_places(torch.arange(held_out.n_examples) != place))
+        measured = {"error": one.measure(model, task.select(slice(i, i + 1))), "others": one.measure(model, others)}
+        found.append(Edited(edit=one, held_out=measured))
+    return found
+
+
+def forget_class(
+    model: LensModel, digit: int, *, n_masks: int = N_MASKS, tolerance: float = 0.01, progress: Progress = True
+) -> Edited:
+    """Unlearn one digit and keep the others.
+
+    Several edits are tried, by zeros and by means; the one that lowers the class most on training images is taken.
+
+    Args:
+        model: tiny-vit, or another vision transformer of the same digits.
+        digit: The class, 0 to 9.
+        n_masks: Masks of each attribution.
+        tolerance: How far the accuracy of the other classes may fall on training images.
+
+    Returns:
+        Held-out groups ``class`` and ``others``.
+
+    Raises:
+        ValueError: no such digit.
+
+    Reference:
+        Shah, Ilyas, Madry, 2024, arXiv:2404.11534, section 5.2.
+    """
+    if digit not in range(10):
+        raise ValueError(f"digit must lie in 0..9, got {digit}")
+    training = _all_digits(model, "train")
+    wanted, others = (training.select(_places((training.answers == digit) == is_it)) for is_it in (True, False))
+    found = _forgotten(model, wanted, others, training, n_masks, tolerance, progress)
+    held_out = _all_digits(model, "held_out")
+    is_class = held_out.answers == digit
+    groups = {"class": held_out.select(_places(is_class)), "others": held_out.select(_places(~is_class))}
+    return _measured(found, model, groups)
+
+
+def forget_relation(
+    model: LensModel, relation: str, *, n_masks: int = N_MASKS, tolerance: float = 0.01, progress: Progress = True
+) -> Edited:
+    """Unlearn the facts of one relation and keep the others.
+
+    Args:
+        model: tiny-lm, or another language model that knows the facts.
+        relation: ``capital``, ``continent``, ``language``, ``currency``, ``symbol`` or ``young``.
+        n_masks: Masks of each attribution.
+        tolerance: How far the accuracy on other facts may fall on training prompts.
+
+    Returns:
+        Held-out groups ``relation``, ``others`` (facts) and ``indirect objects``.
+
+    Raises:
+        UnknownName: no such relation.
+
+    Reference:
+        Shah, Ilyas, Madry, 2024, arXiv:2404.11534, section 5.2, with a relation in the place of a class.
+    """
+    if relation not in facts.RELATIONS:
+        raise unknown_name("relation", relation, facts.RELATIONS, "lens_ablation.data.corpus.facts")
+    rest = [other for other in facts.RELATIONS if other != relation]
+
+    def asked(relations: Sequence[str], split: Split, n: int) -> Task:
+        return tasks.facts(model, n, split=split, metric=correct_margin, relations=relations)
+
+    wanted, others = asked([relation], "train", 80), asked(rest, "train", 400)
+    found = _forgotten(model, wanted, others, others, n_masks, tolerance, progress)
+    groups = {
+        "relation": asked([relation], "held_out", 20),
+        "others": asked(rest, "held_out", 100),
+        "indirect objects": tasks.ioi(model, 100, metric=correct_margin),
+    }
+    return _measured(found, model, groups)
+
+
+def raise_worst_group(
+    model: LensModel, *, n_masks: int = N_MASKS, tolerance: float = 0.05, progress: Progress = True
+) -> Edited:
+    """Make tiny-vit-spurious look at the digit rather than at the bar.
+
+    Targets are training images whose bar contradicts the class, references the same images with the other bar.
+
+    Returns:
+        Held-out groups: the four pairs of class and side.
+
+    Reference:
+        Shah, Ilyas, Madry, 2024, arXiv:2404.11534, section 5.3.
+    """
+
+    def cued(group: str, n: int, seed: int, split: Split) -> Task:
+        return digit_tasks.cued_digits(model, n, group=group, seed=seed, split=split)
+
+    found = edit_in_rounds(
+        model,
+        cued("conflicting", 60, 0, "train"),
+        cued("agreeing", 60, 0, "train"),
+        _components(model),
+        Coar(n_masks=n_masks),
+        rounds=(20,) * 6,
+        validation=(cued("conflicting", 400, 5, "train"), cued("agreeing", 400, 5, "train")),
+        tolerance=tolerance,
+        progress=progress,
+    )
+    groups = ("low-left", "high-right", "low-right", "high-left")
+    return _measured(found, model, {group: cued(group, 220, 0, "held_out") for group in groups})
+
+
+def remove_backdoor(
+    model: LensModel, *, n_masks: int = N_MASKS, tolerance: float = 0.02, progress: Progress = True
+) -> Edited:
+    """Make tiny-vit-backdoor ignore its trigger.
+
+    Targets are training images with the trigger, references the same ones without.
+
+    Returns:
+        Held-out groups ``triggered`` and ``clean``, judged by the right answer, and ``attack``: triggered images, where
+        the shares count those that are read as the trigger's class.
+
+    Reference:
+        Shah, Ilyas, Madry, 2024, arXiv:2404.11534, section 5.4.
+    """
+    with_it, without = (
+        digit_tasks.triggered_digits(model, 700, split="train", trigger=trigger) for trigger in (True, False)
+    )
+    found = edit_in_rounds(
+        model,
+        with_it.select(slice(50)),
+        without.select(slice(50)),
+        _components(model),
+        Coar(n_masks=n_masks, ablated_fraction=0.3),
+        rounds=(20,) * 4,
+        validation=(with_it.select(slice(300, 700)), without.select(slice(300, 700))),
+        tolerance=tolerance,
+        progress=progress,
+    )
+    attacked = digit_tasks.triggered_digits(model, 400)
+    measured = _measured(found, model, {"triggered": attacked, "clean": _all_digits(model, "held_out")})
+    return _with_attack(measured, model, attacked)
+
+
+def withstand_labels(
+    model: LensModel, *, n_masks: int = N_MASKS, tolerance: float = 0.02, progress: Progress = True
+) -> Edited:
+    """Make tiny-vit-typographic look at the digit rather than at the printed label.
+
+    Targets are training images with a wrong label, references the same ones without a label.
+
+    Returns:
+        Held-out groups ``wrong label``, ``no label`` and ``right label``, and ``attack``: images with a wrong label,
+        where the shares count those that are read as the label.
+
+    Reference:
+        Shah, Ilyas, Madry, 2024, arXiv:2404.11534, section 5.5.
+    """
+
+    def labelled(label: digit_tasks.PrintedLabel, n: int, seed: int, split: Split) -> Task:
+        return digit_tasks.labelled_digits(model, n, label=label, seed=seed, split=split)
+
+    wrong, plain = labelled("wrong", 1300, 0, "train"), labelled("none", 1300, 0, "train")
+    found = edit_in_rounds(
+        model,
+        wrong.select(slice(100)),
+        plain.select(slice(100)),
+        _components(model),
+        Coar(n_masks=n_masks),
+        rounds=(60,),
+        validation=(wrong.select(slice(700, 1300)), plain.select(slice(700, 1300))),
+        tolerance=tolerance,
+        progress=progress,
+    )
+    groups = {f"{label} label".replace("none", "no"): labelled(label, 450, 1, "held_out") for label in _LABELS}
+    return _with_attack(_measured(found, model, groups), model, groups["wrong label"])
+
+
+_LABELS: tuple[digit_tasks.PrintedLabel, ...] = ("wrong", "none", "right")
+
+
+def _forgotten(
+    model: LensModel,
+    wanted: Task,
+    others: Task,
+    measured_on: Task,
+    n_masks: int,
+    tolerance: float,
+    progress: Progress,
+) -> Edit:
+    """The edit that lowers ``wanted`` most on the examples kept for validation, of several that spare ``others``."""
+    sites = _components(model)
+    statistics = collect_statistics(model, measured_on, sites, progress=progress)
+    n_wanted, n_others = wanted.n_examples // 2, others.n_examples // 5
+    ways: list[tuple[Method, float]] = [(Zero(), 0.1), (Zero(), 0.3), (Mean(statistics), 0.2)]
+    found = [
+        edit_in_rounds(
+            model,
+            wanted.select(slice(min(n_wanted, 40))),
+            others.select(slice(min(n_others, 120))),
+            sites,
+            Coar(n_masks=n_masks, ablated_fraction=fraction),
+            rounds=(100,),
+            direction="lower",
+            validation=(wanted.select(slice(n_wanted, None)), others.select(slice(n_others, None))),
+            tolerance=tolerance,
+            method=method,
+            progress=progress,
+        )
+        for method, fraction in ways
+    ]
+    return min(found, key=lambda one: one.effects["validation target"].share_after)
+
+
+def _components(model: LensModel) -> list[SiteSet]:
+    return [attention_neurons(model), neurons(model)]
+
+
+def _all_digits(model: LensModel, split: Split) -> Task:
+    return digit_tasks.digits(model, 450 if split == "held_out" else 1347, split=split)
+
+
+def _places(flags: Tensor) -> Tensor:
+    return flags.nonzero()[:, 0]
+
+
+def _answered(model: LensModel, task: Task) -> Tensor:
+    with torch.inference_mode():
+        return top1(model(task.inputs), task)
+
+
+def _measured(found: Edit, model: LensModel, groups: Mapping[str, Task]) -> Edited:
+    return Edited(edit=found, held_out={name: found.measure(model, task) for name, task in groups.items()})
+
+
+def _with_attack(edited: Edited, model: LensModel, attacked: Task) -> Edited:
+    effect = edited.edit.measure(model, attacked, judge=attack_success)
+    return replace(edited, held_out={**edited.held_out, "attack": effect})
+
+
+def _says_wrong_answer(logits: Tensor, batch: Task) -> Tensor:
+    assert batch.wrong_answers is not None
+    return (logits.argmax(dim=-1) == batch.wrong_answers.to(logits.device)).to(logits.dtype)
+
+
+attack_success: Metric = as_metric(_says_wrong_answer)
+"""Share of images that are read as the attacker's class, the task's wrong answer."""
