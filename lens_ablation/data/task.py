@@ -161,10 +161,14 @@ def joined(tasks: Sequence[Task]) -> Task:
     """
     if not tasks:
         raise ValueError("there are no tasks to join")
+    if len({task.n_pos is None for task in tasks}) > 1:
+        raise ValueError("tasks of images and tasks of tokens do not go together; join tasks of one kind")
     masked = len({task.inputs.shape[1:] for task in tasks if task.n_pos is not None}) > 1
     if masked or any(task.attention_mask is not None for task in tasks):
         # the last real token is told by the mask, so answers that are read there stay where they are
         tasks = [replace(task, attention_mask=_mask_of(task)) for task in tasks]
+    if any(task.positions is not None for task in tasks):
+        tasks = [task if task.positions is not None else _with_positions(task) for task in tasks]
     together: dict[str, Any] = {"spans": {}}
     for name in (f.name for f in fields(Task)):
         parts = [getattr(task, name) for task in tasks]
@@ -179,8 +183,16 @@ def _mask_of(task: Task) -> Bool[Tensor, "example pos"] | Int[Tensor, "example p
     return torch.ones_like(task.inputs, dtype=torch.bool) if task.attention_mask is None else task.attention_mask
 
 
+def _with_positions(task: Task) -> Task:
+    """The task with the position of its last real token written out."""
+    read = task.answer_positions
+    return task if read is None else replace(task, positions=read[:, 0])
+
+
 def _stacked(name: str, parts: Sequence[Shaped[Tensor, "_example ..."]]) -> Shaped[Tensor, "example ..."]:
-    """Rows of all parts; those of two axes are filled up to one width."""
+    """Rows of all parts; those of two axes are filled up to one width, and single answers are choices of one."""
+    if name in ("answers", "wrong_answers") and {part.ndim for part in parts} == {1, 2}:
+        parts = [part[:, None] if part.ndim == 1 else part for part in parts]
     if len({part.ndim for part in parts}) == 1 and parts[0].ndim == 2:
         fill = 0 if name in ("inputs", "counterfactuals", "attention_mask") else IGNORED
         width = max(part.shape[1] for part in parts)

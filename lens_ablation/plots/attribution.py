@@ -12,8 +12,10 @@ from lens_ablation.plots.style import (
     MUTED,
     PALETTE,
     SYMBOLS,
+    TEXT,
     add_note,
     band,
+    metric_name,
     metric_with_unit,
     new_figure,
     plain,
@@ -41,18 +43,23 @@ def attribution_figure(attribution: Attribution, *, k: int = SHOWN) -> go.Figure
     attributor = settings["attributor"]
     name = attributor["name"] if isinstance(attributor, dict) else ""
     figure = new_figure(
-        f"Components that add most: {plain(name)}",
+        f"Components with the largest weights: {plain(name)}",
         setting_words(settings, len(attribution.baseline)),
         height=180 + BAR_HEIGHT * len(frame),
     )
     figure.add_trace(_bars(frame))
-    limit = 1.08 * float(max(np.abs(frame[end]).max() for end in ("low", "high")))
+    low, high = min(0.0, float(frame["low"].min())), max(0.0, float(frame["high"].max()))
+    margin = 0.04 * (high - low)
     title = f"what keeping the component adds: {metric_with_unit(settings)}"
-    figure.update_xaxes(title_text=title, range=[-limit, limit], zeroline=True, zerolinecolor=MUTED)
+    figure.update_xaxes(title_text=title, range=[low - margin, high + margin], zeroline=True, zerolinecolor=MUTED)
     figure.update_yaxes(title_text="component", tickfont={"size": FONT_SIZE})
     figure.update_layout(showlegend=False)
     others = len(attribution.components) - len(frame)
-    add_note(figure, f"bar: mean over examples · line: 95 % interval of the mean · {others} other components not shown")
+    add_note(
+        figure,
+        "bar: mean over examples, blue where keeping raises the metric, red where it lowers it · line: 95 % interval of "
+        f"the mean · {others:,} other components not shown",
+    )
     return figure
 
 
@@ -68,7 +75,7 @@ def _bars(frame: pd.DataFrame) -> go.Bar:
             "symmetric": False,
             "array": frame["high"] - weights,
             "arrayminus": weights - frame["low"],
-            "color": MUTED,
+            "color": TEXT,
         },
         customdata=[[signed(weight)] for weight in weights],
         hovertemplate="<b>%{y}</b><br>adds %{customdata[0]}<extra></extra>",
@@ -89,7 +96,7 @@ def correlation_figure(correlation: CounterfactualCorrelation) -> go.Figure:
     n_examples = correlation.values.shape[2]
     figure = new_figure(
         "How well attributions predict fresh ablations",
-        f"{n_examples} examples · {correlation.settings['n_masks']} fresh masks for each fraction",
+        f"{metric_name(correlation.settings)} · {n_examples} examples · {correlation.settings['n_masks']} fresh masks for each fraction",
         height=HEIGHT,
     )
     mean, (low, high) = correlation.mean.numpy(), correlation.interval()

@@ -5,7 +5,9 @@ import plotly.graph_objects as go
 from lens_ablation.attribution.editing import Edit
 from lens_ablation.plots.style import (
     DASHES,
+    FONT_SIZE,
     MUTED,
+    NOTE_SIZE,
     PALETTE,
     SYMBOLS,
     add_note,
@@ -26,32 +28,39 @@ def edit_figure(edit: Edit) -> go.Figure:
         >>> figure = la.plots.edit_figure(found.edit)
     """
     chosen_on = str(edit.settings["k_chosen_on"])
-    n = edit.effects["target"].n_examples + edit.effects["reference"].n_examples
+    shown = {name: edit.effects.get(f"validation {name}", edit.effects[name]) for name in ("target", "reference")}
     figure = new_figure(
         f"Ablating components to {edit.direction} the target examples",
-        setting_words(edit.settings, n),
+        setting_words(edit.settings, sum(effect.n_examples for effect in shown.values())),
         height=HEIGHT,
     )
-    for i, name in enumerate(("target", "reference")):
+    for i, (name, effect) in enumerate(shown.items()):
+        symbols = [SYMBOLS[i] if spares else f"{SYMBOLS[i]}-open" for spares in edit.scan["spares_reference"]]
         figure.add_trace(
             go.Scatter(
                 x=edit.scan["k"],
                 y=100 * edit.scan[name],
-                name=name,
+                name=f"{name} ({effect.n_examples:,})",
                 mode="lines+markers",
-                line={"color": PALETTE[i], "dash": DASHES[i]},
-                marker={"symbol": SYMBOLS[i]},
+                line={"color": PALETTE[i], "dash": DASHES[i], "width": 2.5},
+                marker={"symbol": symbols, "size": 8},
                 hovertemplate=f"{name}: %{{y:.1f}} % with %{{x}} ablated<extra></extra>",
             )
         )
-    figure.add_vline(
+    figure.add_vline(x=edit.k, line={"color": MUTED, "dash": "dash", "width": 1.5})
+    figure.add_annotation(
+        text=f"{edit.k:,} ablated",
         x=edit.k,
-        line={"color": MUTED, "dash": "dash", "width": 1.5},
-        annotation={"text": f"chosen: {edit.k}", "font": {"color": MUTED, "size": 12}},
+        y=1,
+        yref="paper",
+        yanchor="bottom",
+        showarrow=False,
+        font={"color": MUTED, "size": NOTE_SIZE},
     )
     figure.update_xaxes(title_text=f"ablated components (of {len(edit.components):,})", rangemode="tozero")
-    figure.update_yaxes(title_text=f"examples counted by {plain(edit.settings['judge'])} (%)", range=[-2, 102])
-    figure.update_layout(legend={"title": {"text": "examples"}})
+    figure.update_yaxes(title_text=f"examples counted by {plain(edit.settings['judge'])} (%)", range=[-3, 103])
+    figure.update_layout(legend={"title": {"text": "examples", "font": {"size": FONT_SIZE}}})
+    tolerance = 100 * float(str(edit.settings["tolerance"]))
     where = "number given" if chosen_on == "given" else f"number chosen on {chosen_on} examples"
-    add_note(figure, f"{where} · references may fall by {100 * float(str(edit.settings['tolerance'])):g} points")
+    add_note(figure, f"{where} · hollow: references fall by more than the {tolerance:g} % points allowed")
     return figure

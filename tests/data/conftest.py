@@ -1,8 +1,6 @@
 """Small models with tokenizers, built offline and loaded as a user would load them."""
 
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -101,22 +99,6 @@ def image_vit(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], 
         return load_model(folder)
 
     return make
-
-
-@pytest.fixture
-def unchecked() -> Callable[[ModuleType], Any]:
-    """Loads a module as users have it, without the type checks of the tests, which would refuse some calls first."""
-
-    def load(module: ModuleType) -> Any:
-        assert module.__file__ is not None
-        spec = spec_from_file_location(f"unchecked_{module.__name__}", module.__file__)
-        assert spec is not None
-        assert spec.loader is not None
-        plain = module_from_spec(spec)
-        spec.loader.exec_module(plain)
-        return plain
-
-    return load
 
 
 def _gpt2(tokenizer: PreTrainedTokenizerFast, n_ctx: int, folders: pytest.TempPathFactory) -> LensModel:

@@ -6,7 +6,7 @@ import torch
 from lens_ablation.data import corpus, digit_tasks, flawed_digits, metrics, tasks
 from lens_ablation.data.as_task import as_task
 from lens_ablation.data.digits import digits as load_digits
-from lens_ablation.data.task import IGNORED, Task
+from lens_ablation.data.task import IGNORED, Task, joined
 from lens_ablation.errors import UnknownName
 from lens_ablation.models.forward import forward
 
@@ -247,13 +247,17 @@ def test_a_metric_of_ones_own(lm):
     assert tasks.ioi(lm, 2, metric=metrics.top1).metric is metrics.top1
 
 
+def _unchecked_maker(unchecked, name: str):
+    return getattr(unchecked(digit_tasks), name) if hasattr(digit_tasks, name) else unchecked(tasks).get(name)
+
+
 @pytest.mark.parametrize("name", tasks.names())
 def test_impossible_requests_are_refused(model_of, name, unchecked):
     model = model_of(name)
     with pytest.raises(ValueError, match="n must be 1 or more, got 0"):
         tasks.get(name)(model, 0)
     with pytest.raises(UnknownName, match="unknown split 'heldout'; nearest: held_out"):
-        unchecked(tasks).get(name)(model, 2, split="heldout")
+        _unchecked_maker(unchecked, name)(model, 2, split="heldout")
 
 
 def test_more_examples_than_there_are_is_refused(lm, digit_vit, model_of):
@@ -287,11 +291,40 @@ def test_models_of_another_kind_are_refused(lm, vit, bert, digit_vit):
             tasks.get(name)(bert, 2)
 
 
+def test_facts_of_some_relations_only(lm):
+    one, other, both = (
+        tasks.facts(lm, 20, relations=names).answers.unique() for names in (["young"], ["capital"], None)
+    )
+    assert not set(one.tolist()) & set(other.tolist())
+    assert set(both.tolist()) - set(one.tolist()) - set(other.tolist())
+    with pytest.raises(UnknownName, match="unknown relation 'capitals'; nearest: capital"):
+        tasks.facts(lm, 2, relations=["capitals"])
+
+
+def test_joined_tasks_are_scored_as_they_were_alone(lm):
+    parts = [tasks.facts(lm, 5), tasks.ioi(lm, 4), tasks.greater_than(lm, 3)]
+    parts = [part.with_metric(metrics.loss) for part in parts]
+    together = joined(parts)
+    assert together.n_examples == 12
+    assert together.metric is parts[0].metric
+    with torch.inference_mode():
+        alone = [part.score(forward(lm, part.inputs, attention_mask=part.attention_mask)) for part in parts]
+        found = together.score(forward(lm, together.inputs, attention_mask=together.attention_mask))
+    torch.testing.assert_close(found, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_tasks_that_do_not_go_together_are_not_joined(lm, digit_vit):
+    with pytest.raises(ValueError, match="there are no tasks to join"):
+        joined([])
+    with pytest.raises(ValueError, match="tasks of images and tasks of tokens do not go together"):
+        joined([tasks.facts(lm, 2), tasks.digits(digit_vit, 2)])
+
+
 def test_unknown_groups_and_labels_are_refused(model_of, unchecked):
     with pytest.raises(UnknownName, match="unknown group 'low_left'; nearest: low-left"):
         tasks.cued_digits(model_of("cued_digits"), 2, group="low_left")
     with pytest.raises(UnknownName, match="unknown label 'rigth'; nearest: right"):
-        unchecked(tasks).labelled_digits(model_of("labelled_digits"), 2, label="rigth")
+        unchecked(digit_tasks).labelled_digits(model_of("labelled_digits"), 2, label="rigth")
 
 
 def test_unknown_names_list_the_nearest(lm):
