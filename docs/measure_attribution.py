@@ -113,8 +113,9 @@ def measure_estimators() -> list[dict[str, object]]:
     for seed in SEEDS:
         for setup in setups(seed):
             sites = setup.fine
-            rows += judged(setup, sites, estimators(seed, sum(len(part) for part in sites)), seed)
-            print(setup.name, seed, *(f"{r['way']}: {r['correlation']}" for r in rows[-14:]), sep="\n  ", flush=True)
+            found = judged(setup, sites, estimators(seed, sum(len(part) for part in sites)), seed)
+            print(setup.name, seed, *(f"{row['way']}: {row['correlation']}" for row in found), sep="\n  ", flush=True)
+            rows += found
     return rows
 
 

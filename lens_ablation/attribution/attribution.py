@@ -98,7 +98,7 @@ class Attribution:
         )
 
     def plot(self) -> "Figure":
-        """Mean weights: a heatmap of heads by layer, or the distribution in each layer."""
+        """The components with the largest mean weights, as bars with the interval of the mean over examples."""
         from lens_ablation.plots.attribution import attribution_figure
 
         return attribution_figure(self)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -90,6 +90,11 @@ class Coar(Attributor):
             self.estimator
         ]
 
+    def _name_of(self, outputs: MaskOutputs) -> str:
+        """What was done: without slopes, as with few components, it was ridge regression."""
+        fell_back = self.estimator == "expected_gradient" and outputs.slopes is None
+        return replace(self, estimator="ridge", gradient_masks=None).name if fell_back else self.name
+
     def plan(self, n_components: int) -> tuple[int, int]:
         """How many masks are run, and of how many of them slopes are taken."""
         if self.estimator != "expected_gradient":
@@ -152,6 +157,7 @@ class Coar(Attributor):
             penalties=fit.penalties,
             outputs=outputs,
             more={
+                "attributor": {"name": self._name_of(outputs), **self.settings},
                 "ablated_fraction": self.ablated_fraction,
                 "slopes_from": outputs.n_gradient,
                 "masks": len(outputs.values),

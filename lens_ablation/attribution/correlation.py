@@ -166,7 +166,7 @@ def counterfactual_correlation(
         torch.Size([1, 1])
     """
     compared = {"attribution": attributions} if isinstance(attributions, Attribution) else dict(attributions)
-    _require_comparable(compared, model, task)
+    _require_comparable(compared, model, task, positions)
     if n_masks < 3:
         raise ValueError(f"{n_masks} masks give no correlation; take at least 3")
     fractions = tuple(ablated_fraction) if isinstance(ablated_fraction, Sequence) else (ablated_fraction,)
@@ -205,7 +205,9 @@ def counterfactual_correlation(
     )
 
 
-def _require_comparable(compared: Mapping[str, Attribution], model: LensModel, task: Task) -> None:
+def _require_comparable(
+    compared: Mapping[str, Attribution], model: LensModel, task: Task, positions: Positions
+) -> None:
     if not compared:
         raise ValueError("no attributions were given; pass one, or several by name")
     first = next(iter(compared.values()))
@@ -217,6 +219,12 @@ def _require_comparable(compared: Mapping[str, Attribution], model: LensModel, t
             raise ValueError(
                 f"attribution {name!r} is of {attribution.settings['metric']} and this task is scored by "
                 f"{getattr(task.metric, 'name', None)}; use task.with_metric(...)"
+            )
+        ablated = positions if isinstance(positions, str) else positions.tolist()
+        if attribution.settings["positions"] != ablated:
+            raise ValueError(
+                f"attribution {name!r} ablated the positions {attribution.settings['positions']!r}, not {ablated!r}; "
+                "pass the same positions="
             )
         if attribution.components.digest != first.components.digest:
             raise ValueError(f"attribution {name!r} has other components than {next(iter(compared))!r}")

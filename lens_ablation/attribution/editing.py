@@ -1,5 +1,6 @@
 """Editing a model by ablating the components that tell target examples from reference examples."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -27,12 +28,17 @@ from lens_ablation.studies.settings import method_settings
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+log = logging.getLogger(__name__)
+
 Direction = Literal["raise", "lower"]
 Ranking = Literal["welch", "difference"]
-Examples = Sequence[int] | Int[Tensor, " chosen"] | slice
+Examples = Sequence[int] | Int[Tensor, " _chosen"] | slice
 
 LARGEST_SHARE = 0.15
 """Largest part of the components that is tried, unless ``k`` says otherwise."""
+
+_ROUNDING = 1e-6
+"""Of shares, which are means in float32."""
 
 _GROWTH = 1.2
 """Each number of components tried is this many times the one before."""
@@ -148,7 +154,7 @@ def edit(
     lowest are ablated to raise the target examples, those with the highest to lower them. Without ``k``, growing
     numbers of them are tried on the validation examples. Of the numbers under which the share of references that the
     judge counts falls by at most ``tolerance``, the one with the best share of targets is taken (largest, or smallest
-    to lower them); of equals, the smallest.
+    to lower them); of equals, the smallest, which is none at all where none changes the share.
 
     Args:
         attribution: Weights of the examples of ``task``.
@@ -306,6 +312,17 @@ def parts_of(
 def _require_attributed(attribution: Attribution, task: Task, methods: Sequence[Method]) -> None:
     if attribution.settings["task_fingerprint"] != task.fingerprint:
         raise ValueError("the attribution is of other examples than this task; pass the task that was attributed")
+    metric = getattr(task.metric, "name", None)
+    if attribution.settings["metric"] != metric:
+        raise ValueError(
+            f"the attribution is of {attribution.settings['metric']} and this task is scored by {metric}; use "
+            "task.with_metric(...)"
+        )
+    if attribution.settings["positions"] != "all":
+        raise ValueError(
+            f"the attribution ablated the positions {attribution.settings['positions']!r}, and an edit ablates all of "
+            "them, as weights do; attribute with positions='all'"
+        )
     described = [method_settings(method) for method in methods]
     if attribution.settings["methods"] != described:
         raise ValueError(
@@ -414,21 +431,23 @@ def _scan(shares: Mapping[str, Float[Tensor, " _"]], tried: Sequence[int], toler
             "k": [0, *tried],
             "target": shares["target"].double().numpy(),
             "reference": reference,
-            "spares_reference": reference >= reference[0] - tolerance - 1e-9,
+            "spares_reference": reference >= reference[0] - tolerance - _ROUNDING,
         }
     )
 
 
 def _chosen(scan: pd.DataFrame, direction: Direction, tolerance: float) -> int:
     ks, targets, references, spares = (scan[name].to_numpy() for name in scan.columns)
-    allowed = np.flatnonzero(spares[1:]) + 1
-    if not len(allowed):
+    allowed = np.flatnonzero(spares)
+    if not len(allowed[allowed > 0]):
         raise ValueError(
             f"no number of components keeps the share of references within {tolerance:g}; the smallest loss is "
             f"{references[0] - references[1:].max():.3g}. Allow more, or give k"
         )
-    best = np.argmax(targets[allowed] if direction == "raise" else -targets[allowed])
-    return int(ks[allowed[best]])
+    best = int(ks[allowed[np.argmax(targets[allowed] if direction == "raise" else -targets[allowed])]])
+    if best == 0:
+        log.warning("no number of components that spares the references changes the share of targets; none is ablated")
+    return best
 
 
 def _effect(setting: Setting, flags: np.ndarray, judge: Metric, predicted: float | None) -> Effect:

@@ -136,7 +136,7 @@ def forget_class(
     )
     found = _forgotten(
         model,
-        (wanted["train"], others["train"]),
+        (wanted["train"].select(slice(40)), others["train"].select(slice(120))),
         (wanted["validation"], others["validation"]),
         n_masks,
         tolerance,
@@ -313,8 +313,8 @@ def _forgotten(
     found = [
         edit_in_rounds(
             model,
-            wanted.select(slice(40)),
-            others.select(slice(120)),
+            wanted,
+            others,
             sites,
             Coar(n_masks=n_masks, ablated_fraction=fraction),
             rounds=rounds,

@@ -78,7 +78,7 @@ def require_rows(model: LensModel, activation: str) -> None:
         UnsupportedModel: the weights were processed on loading, or the two differ; the message says how.
     """
     processing = weight_processing(model)
-    if processing != "raw":
+    if processing != "raw" and not _is_untouched_bridge(model):
         raise UnsupportedModel(
             f"the weights of this model were processed on loading ({processing}), so that their rows are others than "
             "the model's own. Load it with lens_ablation.load_model(name_or_path), which leaves weights as they are."
@@ -88,6 +88,11 @@ def require_rows(model: LensModel, activation: str) -> None:
         known[activation] = _refusal(model, activation)
     if known[activation]:
         raise UnsupportedModel(known[activation])
+
+
+def _is_untouched_bridge(model: LensModel) -> bool:
+    """Whether the model is a bridge as loaded; value biases that are all zero are then the checkpoint's own."""
+    return hasattr(model, "original_model") and not getattr(model, "compatibility_mode", False)
 
 
 def unhooked_maps(model: LensModel) -> str:

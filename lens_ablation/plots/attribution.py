@@ -57,14 +57,14 @@ def attribution_figure(attribution: Attribution, *, k: int = SHOWN) -> go.Figure
     others = len(attribution.components) - len(frame)
     add_note(
         figure,
-        "bar: mean over examples, blue where keeping raises the metric, red where it lowers it · line: 95 % interval of "
-        f"the mean · {others:,} other components not shown",
+        "mean over examples with its 95 % interval · blue: keeping raises the metric, orange: it lowers it · "
+        f"{others:,} others not shown",
     )
     return figure
 
 
 def _bars(frame: pd.DataFrame) -> go.Bar:
-    weights = frame["weight"].to_numpy()
+    weights = frame["weight"].to_numpy(np.float64)
     return go.Bar(
         x=weights,
         y=frame["component"],
@@ -93,10 +93,10 @@ def correlation_figure(correlation: CounterfactualCorrelation) -> go.Figure:
         >>> judged = la.counterfactual_correlation(found, model, task, [0.1, 0.2], n_masks=20, progress=False)
         >>> figure = la.plots.correlation_figure(judged)
     """
-    n_examples = correlation.values.shape[2]
+    settings, n_examples = correlation.settings, correlation.values.shape[2]
     figure = new_figure(
         "How well attributions predict fresh ablations",
-        f"{metric_name(correlation.settings)} · {n_examples} examples · {correlation.settings['n_masks']} fresh masks for each fraction",
+        f"{metric_name(settings)} · {n_examples} examples · {settings['n_masks']} fresh masks for each fraction",
         height=HEIGHT,
     )
     mean, (low, high) = correlation.mean.numpy(), correlation.interval()

@@ -62,5 +62,5 @@ def edit_figure(edit: Edit) -> go.Figure:
     figure.update_layout(legend={"title": {"text": "examples", "font": {"size": FONT_SIZE}}})
     tolerance = 100 * float(str(edit.settings["tolerance"]))
     where = "number given" if chosen_on == "given" else f"number chosen on {chosen_on} examples"
-    add_note(figure, f"{where} · hollow: references fall by more than the {tolerance:g} % points allowed")
+    add_note(figure, f"{where} · hollow: references fall by more than {tolerance:g} percentage points")
     return figure

@@ -115,7 +115,7 @@ def test_k_follows_the_rule(backdoor, found):
     allowed = [
         (-target, k)
         for k, target, reference, spares in chosen.scan.itertuples(index=False)
-        if k and spares and reference >= chosen.scan["reference"][0] - 0.03 - 1e-9
+        if spares and reference >= chosen.scan["reference"][0] - 0.03 - 1e-9
     ]
     assert chosen.k == min(allowed)[1]
     assert chosen.settings["k_chosen_on"] == "validation"
@@ -124,6 +124,16 @@ def test_k_follows_the_rule(backdoor, found):
     assert effect.share_after == pytest.approx(float(row["target"].iloc[0]), abs=1e-6)
     assert np.isnan(effect.predicted)
     assert list(chosen.to_dataframe()["group"]) == list(chosen.effects)
+
+
+def test_nothing_is_ablated_where_nothing_helps(backdoor, pairs, found, caplog):
+    clean = pairs[1]
+    with torch.inference_mode():
+        right = clean.select((backdoor(clean.inputs).argmax(dim=-1) == clean.answers).nonzero()[:, 0])
+    chosen = edit(backdoor, found, validation=(right, right))  # no share can rise above 1
+    assert (chosen.k, chosen.names, chosen.ablations) == (0, [], [])
+    assert chosen.effects["target"].measured == 0
+    assert "none is ablated" in caplog.text
 
 
 def test_one_round_is_an_edit_and_further_ones_see_the_ablated_model(backdoor, pairs, found):
@@ -138,25 +148,6 @@ def test_one_round_is_an_edit_and_further_ones_see_the_ablated_model(backdoor, p
     with la.ablate(backdoor, *twice.ablations[0]):  # nothing of the rounds is left on the model
         assert sum(len(point.fwd_hooks) for point in set(backdoor.hook_dict.values())) > 0
     assert sum(len(point.fwd_hooks) for point in set(backdoor.hook_dict.values())) == 0
-
-
-def test_the_backdoor_goes_and_the_accuracy_stays(backdoor):
-    edited = la.edits.remove_backdoor(backdoor, progress=False)
-    attack, clean = edited.held_out["attack"], edited.held_out["clean"]
-    assert attack.share_before > 0.95
-    assert attack.share_after <= 0.1
-    assert clean.share_after >= clean.share_before - 0.02
-    assert edited.held_out["triggered"].share_after > 0.7
-
-
-def test_the_worst_group_gains_more_than_half_of_its_gap():
-    edited = la.edits.raise_worst_group(la.load_model("tiny-vit-spurious"), progress=False)
-    before, after = (
-        [getattr(effect, f"share_{when}") for effect in edited.held_out.values()] for when in ("before", "after")
-    )
-    gap = np.mean(before) - min(before)
-    assert min(after) >= min(before) + gap / 2
-    assert np.mean(after) > np.mean(before)
 
 
 def test_impossible_groups_are_refused(backdoor, found, unchecked):
@@ -183,6 +174,13 @@ def test_edits_of_something_else_are_refused(backdoor, found, pairs):
         edit(backdoor, (joined(pairs[::-1]), weights))
     with pytest.raises(StatisticsMismatch, match="with other weights"):
         edit(la.load_model("tiny-vit"), found)
+    with pytest.raises(ValueError, match="is of correct_margin and this task is scored by loss"):
+        edit(backdoor, (found[0].with_metric(la.metrics.loss), weights))
+    elsewhere = replace(weights, settings={**weights.settings, "positions": "all_but_first"})
+    with pytest.raises(ValueError, match="attribute with positions='all'"):
+        edit(backdoor, (found[0], elsewhere))
+    with pytest.raises(ValueError, match="pass the same positions="):
+        la.counterfactual_correlation(elsewhere, backdoor, found[0], n_masks=3, progress=False)
     with pytest.raises(ValueError, match="rounds must add 1 to 576 components"):
         la.edit_in_rounds(backdoor, *pairs, parts(backdoor), la.Coar(), rounds=(0,), progress=False)
     with pytest.raises(ValueError, match="no number of components keeps the share of references"):

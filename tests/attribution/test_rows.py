@@ -16,6 +16,7 @@ from lens_ablation.attribution.bake import bake
 from lens_ablation.engine import part as part_module
 from lens_ablation.engine.removals import Ablation, Packed
 from lens_ablation.errors import UnknownSite, UnsupportedModel
+from lens_ablation.models.fingerprint import weight_processing
 from lens_ablation.sites import READER_KINDS, WRITER_KINDS, Kind
 from tests.engine.one_at_a_time import (
     a_task,
@@ -309,6 +310,14 @@ def test_processed_weights_are_refused(options: dict[str, bool]):
             select(family.model)
     with pytest.raises(UnsupportedModel, match="processed"):
         la.sweep(family.model, a_task(family), la.Site("attn_in", 0, unit=1), la.Zero(), progress=False)
+
+
+def test_value_biases_that_are_zero_in_the_checkpoint_are_no_processing():
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=40, attn_implementation="eager")
+    fresh = transformers.GPT2LMHeadModel(config).eval()
+    model = build_bridge_from_module(fresh, "GPT2LMHeadModel", hf_config=config, dtype=torch.float32, device="cpu")
+    assert weight_processing(model) == "folded value biases"  # as far as the weights tell
+    assert [sites.kind for sites in la.reader_rows(model)] == ["attn_in", "z", "mlp_in", "neuron"]
 
 
 def test_a_bias_stands_only_in_the_place_of_a_linear_map_s_output():

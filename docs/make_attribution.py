@@ -1,0 +1,245 @@
+"""Write tables, sentences and the figure on attribution: ``python docs/make_attribution.py``.
+
+Reads what ``python -m docs.measure_attribution`` measured from ``docs/attribution.json``; what is not measured yet is
+left as it is. A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. The figure needs Chromium.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import plotly.graph_objects as go
+from make_images import IMAGES, draw
+from make_performance import PLACE
+from plotly.subplots import make_subplots
+
+from lens_ablation.plots import style
+
+DOCS = Path(__file__).parent
+PAGES = [DOCS / "attribution.md", DOCS / "editing.md"]
+MEASURED = DOCS / "attribution.json"
+
+Row = Mapping[str, Any]
+Measured = Mapping[str, Any]
+
+DRAWN = "0.1"
+"""Ablated fraction that the figure and the sentences are about."""
+
+LINES = ("expected gradient", "ridge")
+"""Ways that were measured with several numbers of masks."""
+
+TICKS = {10: "10", 100: "100", 1000: "1,000"}
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def _r(value: float) -> str:
+    return f"{round(value, 2) + 0:.2f}".replace("0.", ".", 1)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _values(rows: Iterable[Row], key: str) -> list[Any]:
+    """Values of a key, each once, in the order of the rows."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def _named(rows: Iterable[Row], **wanted: object) -> list[Row]:
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def _correlations(rows: Iterable[Row], fraction: str) -> list[float]:
+    return [row["correlation"][fraction] for row in rows]
+
+
+def _way(name: str) -> str:
+    return name.partition(", ")[0]
+
+
+def estimators(measured: Measured) -> str:
+    """Held-out correlation of every way, a table to each model."""
+    text = []
+    for setup in _values(measured["estimators"], "setup"):
+        rows = _named(measured["estimators"], setup=setup)
+        ways, fractions = _values(rows, "way"), list(rows[0]["correlation"])
+        found = {(way, f): _correlations(_named(rows, way=way), f) for way in ways for f in fractions}
+        best = {f: max(round(mean(found[way, f]), 2) for way in ways) for f in fractions}
+        cells = []
+        for way in ways:
+            line = [way, f"{_named(rows, way=way)[0]['passes']:,}"]
+            for f in fractions:
+                at = _r(mean(found[way, f]))
+                at = f"**{at}**" if round(mean(found[way, f]), 2) == best[f] else at
+                line.append(f"{at} ({_r(min(found[way, f]))} to {_r(max(found[way, f]))})")
+            cells.append(line)
+        header = [setup, "passes", *(f"{_percent(float(f))} ablated" for f in fractions)]
+        text.append(_table(header, cells))
+    return "\n".join(text)
+
+
+def components(measured: Measured) -> str:
+    """Kinds of components, replacements and fractions."""
+    rows = measured["components"]
+    ways, cells = _values(rows, "way"), []
+    for setup, case, fraction in dict.fromkeys((row["setup"], row["case"], row["fraction"]) for row in rows):
+        here = {row["way"]: row for row in _named(rows, setup=setup, case=case, fraction=fraction)}
+        values = {way: round(here[way]["correlation"][str(fraction)], 2) for way in ways}
+        shown = [f"**{_r(v)}**" if v == max(values.values()) else _r(v) for v in values.values()]
+        cells.append([setup.partition(",")[0], case, _percent(fraction), *shown])
+    passes = [sorted({row["passes"] for row in _named(rows, way=way)}) for way in ways]
+    names = [f"{way} ({' or '.join(f'{n:,}' for n in ns)})" for way, ns in zip(ways, passes, strict=True)]
+    return _table(["model", "components, replacement", "ablated", *names], cells)
+
+
+def edits(measured: Measured) -> str:
+    """What each edit did to held-out examples."""
+    rows, cells = measured["edits"], []
+    for task in _values(rows, "task"):
+        found = _named(rows, task=task)
+        first = found[0]
+        if len(found) > 1:
+            ablated = f"{median(row['k'] for row in found):g} (median) of {first['of']:,}"
+            effects = _errors(found)
+        else:
+            ablated, effects = f"{first['k']} of {first['of']:,}", _effects(first["groups"])
+        cells.append([task, ablated, first["method"].lower(), effects])
+    return _table(["task", "ablated", "replaced by", "held-out examples"], cells)
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    fixed = sum(row["groups"]["error"]["after"] == 1 for row in rows)
+    others = [row["groups"]["others"] for row in rows]
+    worst = 100 * min(group["after"] - group["before"] for group in others)
+    return f"{fixed} of {len(rows)} errors fixed; the others change by {worst:+.1f} points at worst"
+
+
+def _effects(groups: Mapping[str, Row]) -> str:
+    return ", ".join(f"{name} {_percent(g['before'])} → {_percent(g['after'])}" for name, g in groups.items())
+
+
+def passes(measured: Measured) -> str:
+    """For each number of slopes, how many forward passes ridge needs to predict as well."""
+    text = []
+    for setup in _values(measured["estimators"], "setup"):
+        rows = _named(measured["estimators"], setup=setup)
+        reached = {way: mean(_correlations(_named(rows, way=way), DRAWN)) for way in _values(rows, "way")}
+        cost = {row["way"]: row["passes"] for row in rows}
+        ridge = [way for way in reached if _way(way) == "ridge"]
+        for way in (way for way in reached if _way(way) == "expected gradient"):
+            enough = next((other for other in ridge if reached[other] >= reached[way]), None)
+            by_ridge = f"{cost[enough]:,}" if enough else f"more than {cost[ridge[-1]]:,}"
+            text.append([setup.partition(",")[0], way, _r(reached[way]), f"{cost[way]:,}", by_ridge])
+    return _table(["model", "way", "r", "passes", "passes of ridge, of those measured"], text)
+
+
+def wins(measured: Measured) -> str:
+    """Slopes against regression at equal passes, counted over cases."""
+    rows, lines = measured["components"], []
+    for kind in dict.fromkeys(row["case"].partition(",")[0] for row in rows):
+        pairs = [
+            (_at_own(row), _at_own(other))
+            for row in _named(rows, way="slopes of 64 masks")
+            if row["case"].startswith(kind)
+            for other in _named(
+                rows, way="ridge at equal passes", setup=row["setup"], case=row["case"], fraction=row["fraction"]
+            )
+        ]
+        better = sum(slopes > ridge for slopes, ridge in pairs)
+        gain = mean(slopes - ridge for slopes, ridge in pairs)
+        lines.append(
+            f"- {kind[0].upper()}{kind[1:]}: slopes predict better than ridge at equal passes in {better} of "
+            f"{len(pairs)} cases; r differs by {gain:+.2f} on average."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _at_own(row: Row) -> float:
+    return row["correlation"][str(row["fraction"])]
+
+
+TABLES: Mapping[str, tuple[str, Callable[[Measured], str]]] = {
+    "estimators": ("estimators", estimators),
+    "passes": ("estimators", passes),
+    "components": ("components", components),
+    "wins": ("components", wins),
+    "edits": ("edits", edits),
+}
+"""By name: the part of the measurement that a table needs, and what makes it."""
+
+
+def filled(text: str, measured: Measured) -> str:
+    """A page with its tables made anew; tables of other scripts and of parts not measured are left alone."""
+
+    def fill(place: Any) -> str:
+        part, make = TABLES.get(place[2], ("", None))
+        return place[1] + make(measured) + place[3] if make and part in measured else place[0]
+
+    return PLACE.sub(fill, text)
+
+
+def figure(measured: Measured) -> go.Figure:
+    """Held-out correlation by forward passes, a panel to each model."""
+    setups = _values(measured["estimators"], "setup")
+    drawn = make_subplots(1, len(setups), subplot_titles=setups, shared_yaxes=True, horizontal_spacing=0.05)
+    style.dress(
+        drawn,
+        "Slopes predict unseen ablations with a fraction of the passes",
+        f"Correlation with fresh masks that ablate {_percent(float(DRAWN))}; mean and range over seeds",
+        height=490,
+    )
+    rows = [row for row in measured["estimators"] if row["way"] != "random"]
+    ways = [*LINES, *(way for way in _values(rows, "way") if _way(way) not in LINES)]
+    known: set[str] = set()
+    for column, setup in enumerate(setups, 1):
+        for i, way in enumerate(ways):
+            found = [row for row in _named(rows, setup=setup) if way in (row["way"], _way(row["way"]))]
+            points = [_correlations(_named(found, passes=n), DRAWN) for n in _values(found, "passes")]
+            drawn.add_scatter(
+                x=_values(found, "passes"),
+                y=[mean(values) for values in points],
+                error_y={
+                    "array": [max(values) - mean(values) for values in points],
+                    "arrayminus": [mean(values) - min(values) for values in points],
+                    "thickness": 1,
+                    "width": 3,
+                },
+                name=_way(way),
+                legendgroup=way,
+                mode="lines+markers" if way in LINES else "markers",
+                line={"color": style.PALETTE[i], "dash": style.DASHES[i % 2]},
+                marker={
+                    "symbol": (*style.SYMBOLS, "star")[i],
+                    "size": 8 if way in LINES else 11,
+                    "color": style.PALETTE[i],
+                },
+                showlegend=bool(found) and way not in known,
+                row=1,
+                col=column,
+            )
+            known |= {way} if found else set()
+    drawn.update_xaxes(title_text="forward passes", type="log", tickvals=list(TICKS), ticktext=list(TICKS.values()))
+    drawn.update_xaxes(range=[0.2, 4])
+    drawn.update_yaxes(range=[min(0.0, *_lowest(rows)) - 0.03, 1], dtick=0.2)
+    drawn.update_yaxes(title_text="held-out r", col=1)
+    drawn.update_layout(legend={"orientation": "h", "x": 0, "y": -0.21, "yanchor": "top"}, margin={"b": 110, "t": 120})
+    return drawn
+
+
+def _lowest(rows: Iterable[Row]) -> list[float]:
+    return [row["correlation"][DRAWN] for row in rows]
+
+
+if __name__ == "__main__":
+    found = json.loads(MEASURED.read_text(encoding="utf-8"))
+    for page in PAGES:
+        if page.is_file():
+            page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+    if "estimators" in found:
+        draw(figure(found), IMAGES / "attribution.png")

@@ -1,0 +1,72 @@
+"""Tables of the pages on attribution and editing are those that the measurement gives."""
+
+import json
+import runpy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.test_docs import ROOT
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
+    """The names of the script that writes them."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return runpy.run_path(str(ROOT / "docs" / "make_attribution.py"))
+
+
+def test_tables_in_the_pages_are_those_of_what_was_measured(script):
+    if not script["MEASURED"].is_file():
+        pytest.skip("docs/attribution.json is not there; run python -m docs.measure_attribution")
+    measured = json.loads(script["MEASURED"].read_text(encoding="utf-8"))
+    texts = {page.name: page.read_text(encoding="utf-8") for page in script["PAGES"] if page.is_file()}
+    stale = [name for name, text in texts.items() if script["filled"](text, measured) != text]
+    assert not stale, "run: python docs/make_attribution.py"
+
+
+def rows(way: str, n_passes: int, *correlations: float) -> list[dict[str, Any]]:
+    """What was measured of a way, one row to a seed."""
+    return [
+        {"setup": "a model, digits", "seed": seed, "way": way, "passes": n_passes, "correlation": {"0.1": r}}
+        for seed, r in enumerate(correlations)
+    ]
+
+
+def test_means_and_ranges_over_seeds_and_the_best_in_bold(script):
+    found = [
+        *rows("expected gradient, 8 masks", 24, 0.7, 0.9),
+        *rows("ridge, 20 masks", 20, 0.1, -0.1),
+        *rows("ridge, 9,000 masks", 9000, 0.8, 0.84),
+    ]
+    text = script["estimators"]({"estimators": found})
+    assert "| a model, digits | passes | 10 % ablated |" in text
+    assert "| expected gradient, 8 masks | 24 | .80 (.70 to .90) |" in text
+    assert "| ridge, 20 masks | 20 | .00 (-.10 to .10) |" in text
+    assert "| ridge, 9,000 masks | 9,000 | **.82** (.80 to .84) |" in text
+    assert "| a model | expected gradient, 8 masks | .80 | 24 | 9,000 |" in script["passes"]({"estimators": found})
+    assert "more than 20 |" in script["passes"]({"estimators": found[:4]})
+
+
+def test_errors_are_counted_and_other_edits_have_a_row_each(script):
+    def one(task: str, k: int, **groups: tuple[float, float]) -> dict[str, Any]:
+        shares = {name: {"n": 10, "before": before, "after": after} for name, (before, after) in groups.items()}
+        return {"task": task, "k": k, "of": 1000, "method": "zero", "groups": shares}
+
+    found = [
+        one("fix one error", 1, error=(0, 1), others=(0.98, 0.978)),
+        one("fix one error", 4, error=(0, 0), others=(0.98, 0.99)),
+        one("forget", 30, target=(0.96, 0.02), others=(0.98, 0.97)),
+    ]
+    lines = script["edits"]({"edits": found}).splitlines()[2:]
+    assert lines == [
+        "| fix one error | 2.5 (median) of 1,000 | zero | 1 of 2 errors fixed; "
+        "the others change by -0.2 points at worst |",
+        "| forget | 30 of 1,000 | zero | target 96 % → 2 %, others 98 % → 97 % |",
+    ]
+
+
+def test_what_was_not_measured_is_left_alone(script):
+    page = "<!-- table: edits -->\nold\n<!-- end -->\n<!-- table: other -->\nold\n<!-- end -->\n"
+    assert script["filled"](page, {"estimators": []}) == page
