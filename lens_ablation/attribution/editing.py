@@ -15,6 +15,7 @@ from lens_ablation.attribution.attribute import methods_of
 from lens_ablation.attribution.attribution import Attribution
 from lens_ablation.attribution.components import Components
 from lens_ablation.attribution.outputs import Setting
+from lens_ablation.attribution.walk import ROUNDING, Direction, walked
 from lens_ablation.data.metrics import Metric, top1
 from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
@@ -30,15 +31,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Direction = Literal["raise", "lower"]
 Ranking = Literal["welch", "difference"]
 Examples = Sequence[int] | Int[Tensor, " _chosen"] | slice
 
 LARGEST_SHARE = 0.15
 """Largest part of the components that is tried, unless ``k`` says otherwise."""
-
-_ROUNDING = 1e-6
-"""Of shares, which are means in float32."""
 
 _GROWTH = 1.2
 """Each number of components tried is this many times the one before."""
@@ -142,6 +139,7 @@ def edit(
     k: int | None = None,
     validation: tuple[Task, Task] | None = None,
     tolerance: float = 0.02,
+    skipping: int | None = None,
     ranking: Ranking = "welch",
     judge: Metric = top1,
     method: Method | Sequence[Method] | None = None,
@@ -166,6 +164,8 @@ def edit(
         k: How many components are ablated; chosen on validation examples when ``None``.
         validation: Target and reference examples on which ``k`` is chosen; the attributed ones when ``None``.
         tolerance: Largest fall of the share of references.
+        skipping: Walk the ranking in groups of this many components, and skip those that would cost the references more
+            than the tolerance or do not move the targets; ``None`` takes components as they are ranked.
         ranking: ``"welch"``, or ``"difference"`` for the difference of means alone.
         judge: A metric that counts examples, such as ``metrics.top1``.
         method: What stands in the place of an ablated activation; as in ``attribute``.
@@ -213,6 +213,7 @@ def edit(
         engine=engine,
         progress=progress,
         settings={"ranking": ranking},
+        skipping=skipping,
     )
 
 
@@ -245,6 +246,7 @@ def finished_edit(
     progress: Progress,
     settings: Mapping[str, object],
     largest: int | None = None,
+    skipping: int | None = None,
 ) -> Edit:
     """The edit that ablates the first components of an order: how many, and what it does.
 
@@ -253,15 +255,15 @@ def finished_edit(
         largest: Most components tried; a share of them when ``None``.
     """
     largest = max(1, int(LARGEST_SHARE * len(order))) if largest is None else largest
-    tried = _numbers(largest) if k is None else [_checked(k, len(order))]
     groups = {"target": task.select(rows["target"]), "reference": task.select(rows["reference"])}
     judged = groups if validation is None else dict(zip(groups, validation, strict=True))
+    judged_in = {name: _setting(model, part, attribution.components, methods, engine) for name, part in judged.items()}
+    if skipping is not None and k is None:
+        order, largest = walked(order, largest, skipping, judged_in, direction, tolerance, judge, progress)
+    tried = _numbers(largest) if k is None else [_checked(k, len(order))]
     total = (len(tried) + 1) * sum(part.n_examples for part in judged.values())
     with progress_bar(progress, total, "edit", "row") as advance:
-        shares = {
-            name: _shares(_setting(model, part, attribution.components, methods, engine), order, tried, judge, advance)
-            for name, part in judged.items()
-        }
+        shares = {name: _shares(one, order, tried, judge, advance) for name, one in judged_in.items()}
     scan = _scan(shares, tried, tolerance)
     chosen = k if k is not None else _chosen(scan, direction, tolerance)
     flags = first_of(order, [chosen], len(order))
@@ -277,9 +279,8 @@ def finished_edit(
         )
         for name, part in groups.items()
     }
-    for name, part in judged.items() if validation is not None else ():
-        setting = _setting(model, part, attribution.components, methods, engine)
-        effects[f"validation {name}"] = _effect(setting, flags, judge, None)
+    for name, one in judged_in.items() if validation is not None else ():
+        effects[f"validation {name}"] = _effect(one, flags, judge, None)
     return Edit(
         components=attribution.components,
         scores=scores,
@@ -295,6 +296,7 @@ def finished_edit(
             "direction": direction,
             "judge": judge.name,
             "tolerance": tolerance,
+            "skipping": skipping,
             "k_chosen_on": "given" if k is not None else "validation" if validation else "attributed",
         },
     )
@@ -431,7 +433,7 @@ def _scan(shares: Mapping[str, Float[Tensor, " _"]], tried: Sequence[int], toler
             "k": [0, *tried],
             "target": shares["target"].double().numpy(),
             "reference": reference,
-            "spares_reference": reference >= reference[0] - tolerance - _ROUNDING,
+            "spares_reference": reference >= reference[0] - tolerance - ROUNDING,
         }
     )
 

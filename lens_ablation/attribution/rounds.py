@@ -11,7 +11,6 @@ from lens_ablation.attribution.attribute import attribute, methods_of
 from lens_ablation.attribution.attribution import Attribution
 from lens_ablation.attribution.components import as_components
 from lens_ablation.attribution.editing import (
-    Direction,
     Edit,
     Ranking,
     finished_edit,
@@ -22,6 +21,7 @@ from lens_ablation.attribution.editing import (
     welch_scores,
 )
 from lens_ablation.attribution.strategy import Attributor
+from lens_ablation.attribution.walk import Direction
 from lens_ablation.data.metrics import Metric, top1
 from lens_ablation.data.task import Task, joined
 from lens_ablation.methods.method import Method
@@ -42,6 +42,7 @@ def edit_in_rounds(
     k: int | None = None,
     validation: tuple[Task, Task] | None = None,
     tolerance: float = 0.02,
+    skipping: int | None = None,
     ranking: Ranking = "welch",
     judge: Metric = top1,
     method: Method | Sequence[Method] | None = None,
@@ -113,4 +114,5 @@ def edit_in_rounds(
         progress=progress,
         settings={"ranking": ranking, "rounds": list(rounds)},
         largest=sum(rounds),
+        skipping=skipping,
     )

@@ -1,5 +1,6 @@
 """Edits: which components are chosen, what ablating them does, what is refused."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,39 @@ def test_k_follows_the_rule(backdoor, found):
     assert effect.share_after == pytest.approx(float(row["target"].iloc[0]), abs=1e-6)
     assert np.isnan(effect.predicted)
     assert list(chosen.to_dataframe()["group"]) == list(chosen.effects)
+
+
+def test_groups_that_cost_references_or_do_not_help_are_skipped(backdoor, pairs, found, monkeypatch):
+    monkeypatch.setattr(editing, "LARGEST_SHARE", 96 / 576)
+    task, weights = found
+    shuffled = weights.weights[:, torch.randperm(576, generator=torch.Generator().manual_seed(0))]
+    chosen = edit(backdoor, (task, replace(weights, weights=shuffled)), skipping=12, tolerance=0.0)
+    ranking = np.argsort(chosen.scores.numpy(), kind="stable")
+
+    def means(places: list[int]) -> tuple[float, float]:
+        """The margin of targets and the share of references, with plain hooks."""
+        flags = np.zeros(576, dtype=bool)
+        flags[places] = True
+        with ExitStack() as ablated, torch.inference_mode():
+            for sites, method in editing.parts_of(chosen.components, flags, chosen.methods):
+                ablated.enter_context(la.ablate(backdoor, sites, method))
+            margin = pairs[0].with_metric(la.metrics.correct_margin).score(backdoor(pairs[0].inputs))
+            right = backdoor(pairs[1].inputs).argmax(dim=-1) == pairs[1].answers
+        return float(margin.mean()), float(right.float().mean())
+
+    kept: list[int] = []
+    margin, share = means(kept)
+    for start in range(0, 96, 12):
+        group = [*kept, *ranking[start : start + 12].tolist()]
+        tried = means(group)
+        if tried[0] > margin and tried[1] >= share - 1e-6:
+            kept, margin = group, tried[0]
+    assert 0 < len(kept) < 96
+    assert chosen.order[: len(kept)].tolist() == kept
+    assert sorted(chosen.order.tolist()) == list(range(576))
+    assert chosen.k <= len(kept)
+    with pytest.raises(ValueError, match="groups of 1 or more components, got 0"):
+        edit(backdoor, found, skipping=0)
 
 
 def test_nothing_is_ablated_where_nothing_helps(backdoor, pairs, found, caplog):
