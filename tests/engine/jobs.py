@@ -126,6 +126,8 @@ def same(a: Mapping[int, Mapping[str, Tensor]], b: Mapping[int, Mapping[str, Ten
 
 def drive(rows: Sequence[int], marks: str, store: str, executor: Executor, workers: int | None, seconds: float) -> None:
     """Run a slow job from a process of its own, to be killed."""
+    # a test run that was started in the background of a shell hands down that Ctrl-C is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     job = ToyJob(rows=tuple(rows), marks=Path(marks), seconds=seconds)
     engine = Engine(executor=executor, workers=workers, store=store)
     done = [shard for shard, _ in run_job(job, engine, lambda rows: None)]
