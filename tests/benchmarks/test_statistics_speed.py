@@ -65,7 +65,7 @@ def test_statistics_of_heads_and_neurons(benchmark, table: Table, device: str, n
         floor=floor,
         bound="at most",
         device=device,
-        rounds=3 if is_tiny else 2,
+        rounds=3 if is_tiny else max(1, 20_000 // N_TOKENS_GPT2),
     )
 
 
