@@ -40,7 +40,7 @@ def path_of(model: LensModel) -> Path:
     once for each model, and again when its dtype or its hooks of torch change. A model with other hooks of
     TransformerLens runs plainly: they may count passes, or act across blocks.
     """
-    hooked = [name for name, point in model.hook_dict.items() if any(not h.is_permanent for h in point.fwd_hooks)]
+    hooked = hooked_points(model)
     if hooked:
         return plain(f"the model has other hooks, at {min(hooked)}")
     dtype = next(iter(model.parameters())).dtype
@@ -51,6 +51,11 @@ def path_of(model: LensModel) -> Path:
         if known[1].note:
             log.warning("%s: %s", type(model).__name__, known[1].note)
     return known[1]
+
+
+def hooked_points(model: LensModel) -> list[str]:
+    """Names of the hook points that hold somebody's temporary hooks."""
+    return [name for name, point in model.hook_dict.items() if any(not h.is_permanent for h in point.fwd_hooks)]
 
 
 def _torch_hooks(model: LensModel) -> Iterator[int]:

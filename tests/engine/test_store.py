@@ -239,3 +239,13 @@ def test_another_function_of_the_same_name_is_another_metric(tmp_path: Path):
         sweep(lambda logits, batch: logits[:, -1, 0] * 2)
     with pytest.raises(StoreMismatch, match="metric"):
         sweep(logit_of(1))
+
+
+def test_a_store_is_refused_while_other_hooks_are_on_the_model(tmp_path: Path):
+    """Two runs under other hooks have one identity, so the second would find the numbers of the first."""
+    family = build("gpt2")
+    task = la.Task(inputs=family.inputs(n=2), answers=torch.arange(2))
+    heads, store = la.heads(family.model), la.Engine(store=tmp_path / "store")
+    with la.ablate(family.model, heads[0, 0], la.Zero()), pytest.raises(ValueError, match=r"at blocks.0.attn.hook_z"):
+        la.sweep(family.model, task, heads[1], la.Zero(), engine=store, progress=False)
+    la.sweep(family.model, task, heads[1], la.Zero(), engine=store, progress=False)
