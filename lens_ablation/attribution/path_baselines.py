@@ -22,6 +22,7 @@ from lens_ablation.engine.job import Job
 from lens_ablation.engine.memory import run_in_chunks
 from lens_ablation.engine.part import Part
 from lens_ablation.engine.path import plain
+from lens_ablation.engine.proof import refuse_store_under_hooks
 from lens_ablation.engine.size import rows_in_pass
 from lens_ablation.engine.variants import digest_of, in_dtype
 from lens_ablation.errors import UnsupportedModel
@@ -222,6 +223,7 @@ class PathJob(Job):
         """
         model = setting.model
         require_evaluation_mode(model)
+        refuse_store_under_hooks(model, setting.engine)
         require_slopes(setting)
         for method in setting.methods:
             if not isinstance(method, Zero):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lens_ablation.data.metrics import as_metric, at_positions
 from lens_ablation.data.task import Task
+from lens_ablation.engine.options import Engine
 from lens_ablation.engine.part import Part
 from lens_ablation.engine.path import Path, plain
 from lens_ablation.engine.tail import Tail
@@ -40,7 +41,7 @@ def path_of(model: LensModel) -> Path:
     once for each model, and again when its dtype or its hooks of torch change. A model with other hooks of
     TransformerLens runs plainly: they may count passes, or act across blocks.
     """
-    hooked = hooked_points(model)
+    hooked = _hooked_points(model)
     if hooked:
         return plain(f"the model has other hooks, at {min(hooked)}")
     dtype = next(iter(model.parameters())).dtype
@@ -53,7 +54,20 @@ def path_of(model: LensModel) -> Path:
     return known[1]
 
 
-def hooked_points(model: LensModel) -> list[str]:
+def refuse_store_under_hooks(model: LensModel, engine: Engine) -> None:
+    """Refuse a store while others' hooks are on the model: two runs under other hooks would have one identity.
+
+    Raises:
+        ValueError: there are such hooks, and the engine keeps finished parts.
+    """
+    if engine.store is not None and (hooked := _hooked_points(model)):
+        raise ValueError(
+            f"the model has other hooks, at {min(hooked)}, and a store cannot tell runs apart by them; leave out "
+            "store=, or bake what is ablated into a model of its own (lens_ablation.bake)"
+        )
+
+
+def _hooked_points(model: LensModel) -> list[str]:
     """Names of the hook points that hold somebody's temporary hooks."""
     return [name for name, point in model.hook_dict.items() if any(not h.is_permanent for h in point.fwd_hooks)]
 

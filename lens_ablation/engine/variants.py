@@ -21,7 +21,7 @@ from lens_ablation.engine.memory import keep_freed_memory, run_in_chunks
 from lens_ablation.engine.options import Engine
 from lens_ablation.engine.part import Part
 from lens_ablation.engine.path import Path, plain
-from lens_ablation.engine.proof import hooked_points, path_of
+from lens_ablation.engine.proof import path_of, refuse_store_under_hooks
 from lens_ablation.engine.removals import Ablation
 from lens_ablation.engine.size import floating_point_work, rows_in_pass
 from lens_ablation.models.anatomy import anatomy
@@ -126,11 +126,7 @@ def variants_job(
         part.method.prepare(model, part.sites.hook_points, torch.arange(min(1, task.n_examples)))
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    if engine.store is not None and (hooked := hooked_points(model)):
-        raise ValueError(
-            f"the model has other hooks, at {min(hooked)}, and a store cannot tell runs apart by them; leave out "
-            "store=, or bake what is ablated into a model of its own (lens_ablation.bake)"
-        )
+    refuse_store_under_hooks(model, engine)
     path = path_of(model) if engine.reuse else plain("Engine(reuse=False)")
     capacity = batch_size or rows_in_pass(model, task.inputs)
     return VariantsJob(
