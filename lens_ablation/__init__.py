@@ -44,12 +44,27 @@ if TYPE_CHECKING:
     from lens_ablation.methods.mean import Mean as Mean
     from lens_ablation.methods.method import Method as Method
     from lens_ablation.methods.noise import Noise as Noise
+    from lens_ablation.methods.optimal import Optimal as Optimal
+    from lens_ablation.methods.optimal_constants import OptimalConstants as OptimalConstants
     from lens_ablation.methods.peak import Peak as Peak
     from lens_ablation.methods.resample import Resample as Resample
     from lens_ablation.methods.zero import Zero as Zero
     from lens_ablation.models.checks import SiteReport as SiteReport
     from lens_ablation.models.checks import check_sites as check_sites
     from lens_ablation.models.loading import load_model as load_model
+    from lens_ablation.optimal.compare import MethodComparison as MethodComparison
+    from lens_ablation.optimal.compare import compare_methods as compare_methods
+    from lens_ablation.optimal.corruption import GaussianNoise as GaussianNoise
+    from lens_ablation.optimal.corruption import OptimalVector as OptimalVector
+    from lens_ablation.optimal.fit import fit_optimal as fit_optimal
+    from lens_ablation.optimal.lens import Lens as Lens
+    from lens_ablation.optimal.lens import fit_lens as fit_lens
+    from lens_ablation.optimal.lens_strategies import LogitLens as LogitLens
+    from lens_ablation.optimal.lens_strategies import MeanAttention as MeanAttention
+    from lens_ablation.optimal.lens_strategies import OptimalConstantAttention as OptimalConstantAttention
+    from lens_ablation.optimal.lens_strategies import TunedLens as TunedLens
+    from lens_ablation.optimal.trace import TraceResult as TraceResult
+    from lens_ablation.optimal.trace import trace as trace
     from lens_ablation.sites import Site as Site
     from lens_ablation.sites import SiteSet as SiteSet
     from lens_ablation.sites import attention_neurons as attention_neurons
@@ -68,6 +83,21 @@ if TYPE_CHECKING:
     from lens_ablation.studies.sweep import sweep as sweep
 
 _WHERE = {
+    "Optimal": "lens_ablation.methods.optimal",
+    "OptimalConstants": "lens_ablation.methods.optimal_constants",
+    "fit_optimal": "lens_ablation.optimal.fit",
+    "compare_methods": "lens_ablation.optimal.compare",
+    "MethodComparison": "lens_ablation.optimal.compare",
+    "trace": "lens_ablation.optimal.trace",
+    "TraceResult": "lens_ablation.optimal.trace",
+    "GaussianNoise": "lens_ablation.optimal.corruption",
+    "OptimalVector": "lens_ablation.optimal.corruption",
+    "fit_lens": "lens_ablation.optimal.lens",
+    "Lens": "lens_ablation.optimal.lens",
+    "LogitLens": "lens_ablation.optimal.lens_strategies",
+    "TunedLens": "lens_ablation.optimal.lens_strategies",
+    "OptimalConstantAttention": "lens_ablation.optimal.lens_strategies",
+    "MeanAttention": "lens_ablation.optimal.lens_strategies",
     "ActivationStatistics": "lens_ablation.statistics.activation_statistics",
     "Bias": "lens_ablation.methods.bias",
     "Constant": "lens_ablation.methods.constant",
@@ -144,12 +174,21 @@ __all__ = [
     "Effect",
     "Engine",
     "Estimate",
+    "GaussianNoise",
     "GradientTimesMask",
     "InternalInfluence",
     "LeaveOneOut",
+    "Lens",
+    "LogitLens",
     "Mean",
+    "MeanAttention",
     "Method",
+    "MethodComparison",
     "Noise",
+    "Optimal",
+    "OptimalConstantAttention",
+    "OptimalConstants",
+    "OptimalVector",
     "Peak",
     "PruningCurve",
     "RandomAttribution",
@@ -159,6 +198,8 @@ __all__ = [
     "SiteSet",
     "SweepResult",
     "Task",
+    "TraceResult",
+    "TunedLens",
     "Zero",
     "ablate",
     "attention_neurons",
@@ -168,12 +209,15 @@ __all__ = [
     "check_sites",
     "cite",
     "collect_statistics",
+    "compare_methods",
     "counterfactual_correlation",
     "edit",
     "edit_in_rounds",
     "edits",
     "errors",
     "estimate",
+    "fit_lens",
+    "fit_optimal",
     "heads",
     "hooks",
     "load_model",
@@ -187,6 +231,7 @@ __all__ = [
     "reader_rows",
     "sweep",
     "tasks",
+    "trace",
     "writer_rows",
     "zoo",
 ]

@@ -361,6 +361,7 @@ def _together(
     """The hooks that ablate all sites in every row."""
     chosen, rows = _checked(model, sites, positions, attention_mask, task)
     removed = removal_masks(chosen, np.ones((1, len(chosen)), dtype=bool), anatomy(model))
+    method.require_sites(chosen)
     replacement = method.prepare(model, chosen.hook_points)
     return ablation_hooks(model, removed, replacement, rows, positional=method.positional)
 

@@ -1,6 +1,6 @@
-"""BibTeX of the methods in use."""
+"""BibTeX of the strategies in use."""
 
-from lens_ablation.methods.method import Method
+from typing import Protocol, runtime_checkable
 
 PACKAGE = """@software{lens_ablation,
   title = {lens_ablation: ablation studies of transformers on {TransformerLens}},
@@ -8,11 +8,18 @@ PACKAGE = """@software{lens_ablation,
 }"""
 
 
-def cite(*strategies: Method | type[Method]) -> str:
-    """BibTeX entries of these methods and of this package, each once.
+@runtime_checkable
+class Citable(Protocol):
+    """Anything with a reference: ablation methods, attributors, corruptions and lenses, or their classes."""
+
+    bibtex: str
+
+
+def cite(*strategies: Citable) -> str:
+    """BibTeX entries of these strategies and of this package, each once.
 
     Raises:
-        ValueError: something else than a method was given.
+        ValueError: something else than a strategy was given.
 
     Example:
         >>> import lens_ablation as la
@@ -21,7 +28,7 @@ def cite(*strategies: Method | type[Method]) -> str:
     """
     entries = [PACKAGE]
     for strategy in strategies:
-        if not (isinstance(strategy, Method) or (isinstance(strategy, type) and issubclass(strategy, Method))):
+        if not isinstance(getattr(strategy, "bibtex", None), str):
             raise ValueError(f"cite takes ablation methods such as Peak or Peak(stats), got {strategy!r}")
         if strategy.bibtex:
             entries.append(strategy.bibtex)

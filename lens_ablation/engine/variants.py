@@ -123,6 +123,7 @@ def variants_job(
         raise ValueError("there are no variants to run; give removed at least one row")
     for part in checked:
         require_meaning(model, part.sites.kind)
+        part.method.require_sites(part.sites)
         part.method.prepare(model, part.sites.hook_points, torch.arange(min(1, task.n_examples)))
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")

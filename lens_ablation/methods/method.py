@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_ablation.models.protocol import LensModel
-from lens_ablation.sites import HookPoint
+from lens_ablation.sites import HookPoint, SiteSet
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,6 +58,14 @@ SHAH_2024 = """@inproceedings{shah2024decomposing,
 }"""
 """BibTeX of component attribution, whose components are rows of weights."""
 
+LI_2024 = """@inproceedings{li2024optimal,
+  title     = {Optimal ablation for interpretability},
+  author    = {Li, Maximilian and Janson, Lucas},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024}
+}"""
+"""BibTeX of optimal ablation, of tracing by it and of the lens made of constants."""
+
 Replacement = Callable[[Request], Tensor]
 """Gives what stands in the place of the activation, broadcastable to ``request.shape``."""
 
@@ -77,6 +85,11 @@ class Method(ABC):
         return False
 
     @property
+    def by_position(self) -> bool:
+        """Whether what is written may differ from position to position; such methods are compared with each other."""
+        return self.positional
+
+    @property
     def name(self) -> str:
         """What figures and tables call the method."""
         return type(self).__name__
@@ -85,6 +98,14 @@ class Method(ABC):
     @abstractmethod
     def settings(self) -> Mapping[str, object]:
         """Everything that determines the replacement, as plain JSON values."""
+
+    def require_sites(self, sites: SiteSet) -> SiteSet:
+        """The same sites, once it is known that the method has something to put in the place of each.
+
+        Raises:
+            ValueError: it has nothing for one of them.
+        """
+        return sites
 
     @abstractmethod
     def prepare(

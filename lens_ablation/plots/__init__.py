@@ -6,14 +6,22 @@ from lens_ablation.plots.curves import pruning_figure
 from lens_ablation.plots.editing import edit_figure
 from lens_ablation.plots.heatmap import sweep_heatmap
 from lens_ablation.plots.histograms import activation_histogram, distribution_gallery
+from lens_ablation.plots.lens import lens_tokens_figure, lenses_figure
+from lens_ablation.plots.optimal import descent_figure, gaps_figure
+from lens_ablation.plots.trace import trace_figure
 
 __all__ = [
     "activation_histogram",
     "attribution_figure",
     "comparison_figure",
     "correlation_figure",
+    "descent_figure",
     "distribution_gallery",
     "edit_figure",
+    "gaps_figure",
+    "lens_tokens_figure",
+    "lenses_figure",
     "pruning_figure",
     "sweep_heatmap",
+    "trace_figure",
 ]

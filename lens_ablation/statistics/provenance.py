@@ -85,10 +85,20 @@ class Provenance:
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         return {name: pair for name, pair in pairs.items() if name not in _LABELS and pair[0] != pair[1]}
 
-    def require_model(self, model: LensModel) -> None:
+    def require_model(
+        self,
+        model: LensModel,
+        what: str = "these statistics",
+        fix: str = "Collect again on this model with collect_statistics",
+    ) -> None:
         """Refuse a model other than the measured one, or the same one with other weight processing.
 
         Library versions are part of what a measurement is found again by, and are not compared here.
+
+        Args:
+            model: The model that is about to be run.
+            what: What was measured, for the message.
+            fix: What to do, for the message.
 
         Raises:
             StatisticsMismatch: weights, weight processing, tokenizer or dtype differ.
@@ -100,9 +110,8 @@ class Provenance:
             first = "weight_processing" if "weight_processing" in wrong else wrong[0]
             measured, given = shortened(getattr(self, first)), shortened(found[first])
             raise StatisticsMismatch(
-                f"these statistics were measured on {self.model_name} with {first.replace('_', ' ')} "
-                f"{measured!r}, and this model is {model_name(model)} with {given!r}. Collect again on this "
-                "model with collect_statistics, or load the model as it was then."
+                f"{what} were measured on {self.model_name} with {first.replace('_', ' ')} {measured!r}, and this "
+                f"model is {model_name(model)} with {given!r}. {fix}, or load the model as it was then."
             )
 
     def with_data_of(self, other: "Provenance") -> "Provenance":

@@ -25,7 +25,7 @@ from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.masks import Order, Rounding, nested_removals
-from lens_ablation.studies.settings import method_settings, reading, require_shape, study_settings
+from lens_ablation.studies.settings import method_settings, named_methods, reading, require_shape, study_settings
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -185,9 +185,7 @@ def pruning_curve(
     task = as_task(data, model)
     task = task if metric is None else task.with_metric(metric)
     chosen = check_sites_exist(as_site_set(sites), model)
-    compared = _named(methods)
-    if not compared:
-        raise ValueError("no methods were given; pass one or several, for example [Zero(), Mean(stats)]")
+    compared = named_methods(methods)
     used_seeds = tuple(seeds[:1]) if isinstance(order, Tensor) else tuple(seeds)
     if not used_seeds:
         raise ValueError("no seeds were given; pass at least one")
@@ -235,17 +233,3 @@ def _of_method(engine: Engine | None, place: int) -> Engine | None:
     if engine is None or engine.store is None:
         return engine
     return replace(engine, store=Path(engine.store) / f"method-{place}")
-
-
-def _named(methods: Method | Sequence[Method] | Mapping[str, Method]) -> dict[str, Method]:
-    """The methods by name; two of one name are refused, because nobody could tell their curves apart."""
-    if isinstance(methods, Mapping):
-        return dict(methods)
-    listed = [methods] if isinstance(methods, Method) else list(methods)
-    names = [method.name for method in listed]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"several methods are called {twice[0]!r}; name them, for example {{'first': ..., 'second': ...}}"
-        )
-    return dict(zip(names, listed, strict=True))

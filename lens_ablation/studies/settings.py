@@ -1,6 +1,6 @@
 """What a result says of how it was made."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,3 +59,25 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def method_settings(method: Method) -> Mapping[str, object]:
     """Name and settings of a method, as plain JSON values."""
     return {"name": method.name, "class": type(method).__name__, "settings": dict(method.settings)}
+
+
+def named_methods(methods: Method | Sequence[Method] | Mapping[str, Method]) -> dict[str, Method]:
+    """The methods by name; two of one name are refused, because nobody could tell their numbers apart.
+
+    Raises:
+        ValueError: two methods have one name, or there are none.
+    """
+    if isinstance(methods, Mapping):
+        found = dict(methods)
+    else:
+        listed = [methods] if isinstance(methods, Method) else list(methods)
+        names = [method.name for method in listed]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"several methods are called {twice[0]!r}; name them, for example {{'first': ..., 'second': ...}}"
+            )
+        found = dict(zip(names, listed, strict=True))
+    if not found:
+        raise ValueError("no methods were given; pass one or several, for example [Zero(), Mean(stats)]")
+    return found

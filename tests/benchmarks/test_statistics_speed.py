@@ -70,7 +70,7 @@ def test_statistics_of_heads_and_neurons(benchmark, table: Table, device: str, n
 
 
 def test_memory_of_statistics_does_not_grow_with_tokens(benchmark, table: Table):
-    """Peak memory of whole processes, which load the same model: the least of three, as one alone varies by 5 %."""
+    """Peak memory of whole processes, which load the same model: the least of six, as one alone varies by 5 %."""
     peaks: dict[int, float] = {}
 
     def measure(n_tokens: int) -> None:
@@ -81,7 +81,7 @@ def test_memory_of_statistics_does_not_grow_with_tokens(benchmark, table: Table)
         peaks[n_tokens] = min(peak, peaks.get(n_tokens, peak))
 
     few, many = N_TOKENS // 5, N_TOKENS
-    benchmark.pedantic(lambda: measure(many), setup=lambda: measure(few), rounds=3)
+    benchmark.pedantic(lambda: measure(many), setup=lambda: measure(few), rounds=6)
     row = Row(
         work=f"memory of statistics over {many:,} tokens, tiny-lm, whole process",
         against=f"over {few:,} tokens",
