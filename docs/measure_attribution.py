@@ -2,7 +2,8 @@
 
 Writes ``docs/attribution.json``; ``python docs/make_attribution.py`` makes tables and the figure of it. Parts:
 ``estimators`` (three seeds, both embedded models, 15 minutes on two cores), ``components`` (kinds of components,
-replacements and fractions, one seed, 10 minutes), ``edits`` (10 minutes).
+replacements and fractions, one seed, 12 minutes), ``variants`` (ways of averaging slopes that were tried, three seeds,
+5 minutes), ``edits`` (15 minutes).
 """
 
 import json
@@ -12,13 +13,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 import lens_ablation as la
+from lens_ablation.attribution.coar import pearson
 from lens_ablation.attribution.edits import Edited
+from lens_ablation.attribution.outputs import Setting, mask_outputs
 from lens_ablation.attribution.strategy import Attributor
+from lens_ablation.components import Components, draw_removals
 from lens_ablation.data.corpus import facts
 from lens_ablation.data.task import Task
+from lens_ablation.engine.gates import gate_gradients
+from lens_ablation.engine.part import Part
+from lens_ablation.engine.proof import path_of
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import SiteSet
@@ -32,11 +42,12 @@ FRESH = 100
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """A model, and what is attributed in it."""
+    """A model, what is attributed in it, and examples that optimal constants are fitted to."""
 
     name: str
     model: LensModel
     task: Task
+    to_fit: Task
 
     @property
     def fine(self) -> list[SiteSet]:
@@ -52,10 +63,11 @@ class Setup:
 def setups(seed: int) -> Iterator[Setup]:
     """Both models with examples of this seed."""
     vit = la.load_model("tiny-vit")
-    yield Setup("tiny-vit, digits", vit, la.tasks.digits(vit, N_EXAMPLES, seed=seed))
+    images = la.tasks.digits(vit, 400, seed=seed, split="train")
+    yield Setup("tiny-vit, digits", vit, la.tasks.digits(vit, N_EXAMPLES, seed=seed), images)
     lm = la.load_model("tiny-lm")
     task = la.tasks.ioi(lm, N_EXAMPLES, seed=seed, metric=la.metrics.correct_margin)
-    yield Setup("tiny-lm, indirect objects", lm, task)
+    yield Setup("tiny-lm, indirect objects", lm, task, la.tasks.ioi(lm, 400, seed=seed, split="train"))
 
 
 def estimators(seed: int, n_components: int) -> Mapping[str, Attributor]:
@@ -124,12 +136,20 @@ def measure_components() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for setup in setups(0):
         stats = la.collect_statistics(setup.model, setup.task, [*setup.fine, *setup.coarse], progress=False)
+        fitted = {
+            label: la.fit_optimal(
+                setup.model, setup.to_fit, sites, joint=0.1, positions="all", steps=150, batch_size=8, progress=False
+            )
+            for label, sites in (("fine", setup.fine), ("coarse", setup.coarse))
+        }
         cases: list[tuple[str, list[SiteSet], Method, tuple[float, ...]]] = [
             ("z coordinates + neurons, zero", setup.fine, la.Zero(), (0.05, 0.1, 0.3, 0.5)),
             ("z coordinates + neurons, mean", setup.fine, la.Mean(stats), (0.1, 0.3)),
             ("z coordinates + neurons, peak", setup.fine, la.Peak(stats), (0.1, 0.3)),
+            ("z coordinates + neurons, optimal", setup.fine, la.Optimal(fitted["fine"]), (0.1, 0.3)),
             ("heads + MLPs, zero", setup.coarse, la.Zero(), (0.1, 0.3)),
             ("heads + MLPs, mean", setup.coarse, la.Mean(stats), (0.1, 0.3)),
+            ("heads + MLPs, optimal", setup.coarse, la.Optimal(fitted["coarse"]), (0.1, 0.3)),
         ]
         for label, sites, method, fractions in cases:
             for fraction in fractions:
@@ -143,6 +163,92 @@ def measure_components() -> list[dict[str, object]]:
                 found = judged(setup, sites, ways, 0, (fraction,), [method] * len(sites))
                 rows += [{**row, "case": label, "fraction": fraction} for row in found]
                 print(setup.name, label, fraction, {r["way"]: r["correlation"] for r in found}, flush=True)
+    return rows
+
+
+Shares = Float[np.ndarray, "mask component"]
+
+
+def slopes_at(setup: Setup, sites: list[SiteSet], shares: Shares) -> tuple[Tensor, Tensor]:
+    """Outputs ``[mask, example]`` and slopes ``[mask, example, component]`` with a share of each component removed."""
+    components = Components(tuple(sites))
+    sets: list[tuple[SiteSet, Method]] = [(part, la.Zero()) for part in sites]
+    examples = torch.arange(setup.task.n_examples)
+    path = path_of(setup.model)
+    part = Part(setup.model, setup.task, sets, "all", examples, path, clean_bytes=2**30, gradients=True)
+    found = [gate_gradients(part, components.split(few)) for few in np.array_split(shares, len(shares) // 2)]
+    return torch.cat([one.values for one in found]), torch.cat([torch.cat(one.slopes, dim=2) for one in found])
+
+
+def at_both_ends(slopes: Tensor, removed: Tensor) -> Tensor:
+    """Mean slope where a component is kept and where it is removed, averaged; as kept where it is never removed."""
+    gone = removed[:, None].float()
+    kept = (slopes * (1 - gone)).sum(dim=0) / (1 - gone).sum(dim=0).clamp(min=1)
+    ablated = (slopes * gone).sum(dim=0) / gone.sum(dim=0).clamp(min=1)
+    return torch.where(gone.sum(dim=0) > 0, (kept + ablated) / 2, kept)
+
+
+def scaled_by_layer(weights: Tensor, removed: Tensor, values: Tensor, layers: np.ndarray) -> Tensor:
+    """Weights times a least-squares factor for each example and layer."""
+    scaled = weights.clone()
+    by_layer = [torch.from_numpy(layers == layer) for layer in np.unique(layers)]
+    for e, own in enumerate(weights):
+        columns = torch.stack([-(removed[:, here].float() @ own[here]) for here in by_layer], dim=1)
+        centred, y = columns - columns.mean(dim=0), (values[:, e] - values[:, e].mean())[:, None]
+        ridge = 1e-3 * (centred**2).sum() * torch.eye(len(by_layer))
+        factors = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ y + ridge.sum(dim=1, keepdim=True))
+        for here, factor in zip(by_layer, factors[:, 0], strict=True):
+            scaled[e, here] *= factor
+    return scaled
+
+
+def tried_ways(setup: Setup, sites: list[SiteSet], n: int, seed: int) -> dict[str, Tensor]:
+    """Weights by each way of averaging slopes, from ``n`` masks with a tenth of the components removed."""
+    components = Components(tuple(sites))
+    drawn = np.random.default_rng([seed, n]).random((n, len(components)))
+    masks = drawn < 0.1
+    values, slopes = slopes_at(setup, sites, masks.astype(np.float32))
+    removed = torch.from_numpy(masks)
+    both = at_both_ends(slopes, removed)
+    half = drawn[: n // 2]
+    paired = np.concatenate([half, 1 - half]) < 0.1
+    _, antithetic = slopes_at(setup, sites, paired.astype(np.float32))
+    inside = masks * np.random.default_rng([seed, n, 1]).random(masks.shape)
+    _, interior = slopes_at(setup, sites, inside.astype(np.float32))
+    way = la.Coar(n_masks=n, gradient_masks=n, seed=seed)
+    built = la.attribute(setup.model, setup.task, sites, way, progress=False)
+    return {
+        "as built: both ends, one scale, ridge on the rest": built.weights,
+        "both ends alone": both,
+        "where components are kept alone": (slopes * ~removed[:, None]).sum(dim=0) / (~removed).sum(dim=0).clamp(min=1),
+        "antithetic masks, both ends": at_both_ends(antithetic, torch.from_numpy(paired)),
+        "removed by a random share, both ends": at_both_ends(interior, removed),
+        "both ends, a scale for each layer": scaled_by_layer(both, removed, values, components.layers),
+    }
+
+
+def measure_variants() -> list[dict[str, object]]:
+    """Ways of averaging slopes that were tried, on fresh masks."""
+    rows: list[dict[str, object]] = []
+    for seed in SEEDS:
+        for setup in setups(seed):
+            for kind, sites in (("z coordinates + neurons", setup.fine), ("heads + MLPs", setup.coarse)):
+                setting = Setting(
+                    model=setup.model,
+                    task=setup.task,
+                    components=Components(tuple(sites)),
+                    methods=(la.Zero(),) * len(sites),
+                )
+                for fraction in (0.1, 0.3):
+                    fresh = draw_removals(FRESH, len(setting.components), fraction, "bernoulli", 2**31 + seed)
+                    outputs = mask_outputs(setting, fresh, 0, lambda n: None).values
+                    for n in (8, 32, 128):
+                        for name, weights in tried_ways(setup, sites, n, seed).items():
+                            expected = -torch.from_numpy(fresh).float() @ weights.float().T
+                            r = float(pearson(expected, outputs).nanmean())
+                            row = {"setup": setup.name, "kind": kind, "seed": seed, "fraction": fraction}
+                            rows.append({**row, "masks": n, "way": name, "correlation": r})
+            print(seed, setup.name, flush=True)
     return rows
 
 
@@ -181,7 +287,12 @@ def measure_edits() -> list[dict[str, object]]:
     return rows
 
 
-PARTS = {"estimators": measure_estimators, "components": measure_components, "edits": measure_edits}
+PARTS = {
+    "estimators": measure_estimators,
+    "components": measure_components,
+    "variants": measure_variants,
+    "edits": measure_edits,
+}
 
 
 def main(parts: list[str]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lens_ablation.attribution.coar import Coar as Coar
     from lens_ablation.attribution.correlation import CounterfactualCorrelation as CounterfactualCorrelation
     from lens_ablation.attribution.correlation import counterfactual_correlation as counterfactual_correlation
+    from lens_ablation.attribution.edit_constants import fit_edit_constants as fit_edit_constants
     from lens_ablation.attribution.editing import Edit as Edit
     from lens_ablation.attribution.editing import Effect as Effect
     from lens_ablation.attribution.editing import edit as edit
@@ -118,6 +119,7 @@ _WHERE = {
     "counterfactual_correlation": "lens_ablation.attribution.correlation",
     "Baked": "lens_ablation.attribution.bake",
     "bake": "lens_ablation.attribution.bake",
+    "fit_edit_constants": "lens_ablation.attribution.edit_constants",
     "Edit": "lens_ablation.attribution.editing",
     "Effect": "lens_ablation.attribution.editing",
     "edit": "lens_ablation.attribution.editing",
@@ -216,6 +218,7 @@ __all__ = [
     "edits",
     "errors",
     "estimate",
+    "fit_edit_constants",
     "fit_lens",
     "fit_optimal",
     "heads",

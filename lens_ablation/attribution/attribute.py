@@ -6,9 +6,9 @@ from torch import Tensor
 
 from lens_ablation.ablation import Positions
 from lens_ablation.attribution.attribution import Attribution
-from lens_ablation.attribution.components import Components, as_components
 from lens_ablation.attribution.outputs import Setting
 from lens_ablation.attribution.strategy import Attributor
+from lens_ablation.components import Components, as_components
 from lens_ablation.data.as_task import as_task
 from lens_ablation.data.metrics import Metric, MetricFn
 from lens_ablation.data.task import Task

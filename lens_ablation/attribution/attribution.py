@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_ablation.attribution.components import Components
 from lens_ablation.attribution.outputs import MaskOutputs, Slopes
 from lens_ablation.attribution.regression import predicted
+from lens_ablation.components import Components
 from lens_ablation.engine.removals import Packed
 from lens_ablation.errors import StatisticsMismatch
 from lens_ablation.files import read_folder, write_folder

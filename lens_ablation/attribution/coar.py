@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_ablation.attribution.attribution import Attribution
-from lens_ablation.attribution.components import Sampling, draw_removals
 from lens_ablation.attribution.outputs import BACKWARD_COST, MaskOutputs, Setting, Slopes, mask_outputs
 from lens_ablation.attribution.regression import LinearFit, fit_lasso, fit_ridge, predicted
 from lens_ablation.attribution.strategy import Attributor, finished, require_slopes
+from lens_ablation.components import Sampling, draw_removals
 from lens_ablation.errors import BadActivation
 from lens_ablation.methods.method import SHAH_2024
 

@@ -14,8 +14,8 @@ from lens_ablation.ablation import Positions
 from lens_ablation.attribution.attribute import methods_of
 from lens_ablation.attribution.attribution import Attribution
 from lens_ablation.attribution.coar import pearson
-from lens_ablation.attribution.components import Sampling, draw_removals
 from lens_ablation.attribution.outputs import Setting, mask_outputs
+from lens_ablation.components import Sampling, draw_removals
 from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
 from lens_ablation.files import read_folder, write_folder

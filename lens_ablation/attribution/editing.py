@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lens_ablation.attribution.attribute import methods_of
 from lens_ablation.attribution.attribution import Attribution
-from lens_ablation.attribution.components import Components
 from lens_ablation.attribution.outputs import Setting
 from lens_ablation.attribution.walk import ROUNDING, Direction, walked
+from lens_ablation.components import Components
 from lens_ablation.data.metrics import Metric, top1
 from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
@@ -450,6 +450,20 @@ def _chosen(scan: pd.DataFrame, direction: Direction, tolerance: float) -> int:
     if best == 0:
         log.warning("no number of components that spares the references changes the share of targets; none is ablated")
     return best
+
+
+def effect_of(
+    model: LensModel,
+    task: Task,
+    components: Components,
+    methods: tuple[Method, ...],
+    *,
+    judge: Metric,
+    engine: Engine | None,
+) -> Effect:
+    """What ablating all of some components does to the examples of a task."""
+    flags = np.ones((1, len(components)), dtype=bool)
+    return _effect(_setting(model, task, components, methods, engine), flags, judge, None)
 
 
 def _effect(setting: Setting, flags: np.ndarray, judge: Metric, predicted: float | None) -> Effect:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lens_ablation.attribution.attribute import attribute
 from lens_ablation.attribution.coar import Coar
-from lens_ablation.attribution.editing import Edit, Effect, edit
+from lens_ablation.attribution.edit_constants import fit_edit_constants
+from lens_ablation.attribution.editing import Edit, Effect, edit, ranked
 from lens_ablation.attribution.rounds import edit_in_rounds
 from lens_ablation.data import digit_tasks, tasks
 from lens_ablation.data.corpus import Split, facts
@@ -33,6 +34,10 @@ N_MASKS = 32
 
 MOST, GROUP = 120, 3
 """Components that forgetting goes through, and how many of them at a time."""
+
+FITTED_SHARE, FITTED_TOLERANCE = 0.065, 0.02
+"""Share of the components for which forgetting fits constants, and how far the others may fall on validation examples
+for an edit to be taken."""
 
 VALIDATION_DIGITS = 250
 """Held-out images on which ``forget_class`` chooses; the others are for the report."""
@@ -109,7 +114,8 @@ def forget_class(
 ) -> Edited:
     """Unlearn one digit and keep the others.
 
-    Several edits are tried, by zeros and by means; the one that lowers the class most is taken. That, and how many
+    Several edits are tried: by zeros, by means, and by constants fitted to the purpose (``fit_edit_constants``). Of
+    those that cost the others at most 2 points, the one that lowers the class most is taken. That, and how many
     components are ablated, is chosen on the first 250 held-out images, as the model knows the training images by heart;
     effects are of the other 200.
 
@@ -140,6 +146,7 @@ def forget_class(
     found = _forgotten(
         model,
         (wanted["train"].select(slice(40)), others["train"].select(slice(120))),
+        (wanted["train"], others["train"]),
         (wanted["validation"], others["validation"]),
         n_masks,
         tolerance,
@@ -176,9 +183,12 @@ def forget_relation(
         return tasks.facts(model, n, split=split, metric=correct_margin, relations=relations)
 
     wanted, others = asked([relation], "train", 80), asked(rest, "train", 400)
+    attributed = (wanted.select(slice(40)), others.select(slice(120)))
+    unrelated = tasks.ioi(model, 80, split="train", metric=correct_margin)
     found = _forgotten(
         model,
-        (wanted.select(slice(40)), others.select(slice(120))),
+        attributed,
+        (attributed[0], joined([attributed[1], unrelated])),
         (wanted.select(slice(40, None)), others.select(slice(120, None))),
         n_masks,
         tolerance,
@@ -297,6 +307,7 @@ _LABELS: tuple[digit_tasks.PrintedLabel, ...] = ("wrong", "none", "right")
 def _forgotten(
     model: LensModel,
     attributed: tuple[Task, Task],
+    fitted: tuple[Task, Task],
     validation: tuple[Task, Task],
     n_masks: int,
     tolerance: float,
@@ -324,7 +335,18 @@ def _forgotten(
         )
         for method, fraction in ways
     ]
-    return min(found, key=lambda one: one.effects["validation target"].share_after)
+    # the plain ranking: what harms the references is for the constants to give back
+    ranked_alone = replace(found[0], order=ranked(found[0].scores, "lower"))
+    k = round(FITTED_SHARE * len(ranked_alone.order))
+    found.append(fit_edit_constants(ranked_alone, model, *fitted, k=k, validation=validation, progress=progress))
+    return min(found, key=_badness)
+
+
+def _badness(found: Edit) -> tuple[float, float, float]:
+    """What the references lose beyond the tolerance, then what the targets keep, then what the references lose."""
+    target, reference = found.effects["validation target"], found.effects["validation reference"]
+    fall = reference.share_before - reference.share_after
+    return max(0.0, fall - FITTED_TOLERANCE), target.share_after, fall
 
 
 def _components(model: LensModel) -> list[SiteSet]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_ablation.ablation import Positions
-from lens_ablation.attribution.components import Components
+from lens_ablation.components import Components
 from lens_ablation.data.task import Task
 from lens_ablation.engine.executors import run_job
 from lens_ablation.engine.gates import gate_gradients

@@ -9,7 +9,6 @@ import torch
 from lens_ablation.ablation import ablate
 from lens_ablation.attribution.attribute import attribute, methods_of
 from lens_ablation.attribution.attribution import Attribution
-from lens_ablation.attribution.components import as_components
 from lens_ablation.attribution.editing import (
     Edit,
     Ranking,
@@ -22,6 +21,7 @@ from lens_ablation.attribution.editing import (
 )
 from lens_ablation.attribution.strategy import Attributor
 from lens_ablation.attribution.walk import Direction
+from lens_ablation.components import as_components
 from lens_ablation.data.metrics import Metric, top1
 from lens_ablation.data.task import Task, joined
 from lens_ablation.methods.method import Method

@@ -152,10 +152,10 @@ def widened(logits: Tensor) -> Tensor:
 
 def _is_asked(batch: "Task") -> Bool[Tensor, "batch target"]:
     """Which targets have an answer."""
-    return (_choices(batch.answers, batch) != -1).any(dim=2)
+    return (choices_of(batch.answers, batch) != -1).any(dim=2)
 
 
-def _choices(ids: Int[Tensor, "batch ..."], batch: "Task") -> Int[Tensor, "batch target choice"]:
+def choices_of(ids: Int[Tensor, "batch ..."], batch: "Task") -> Int[Tensor, "batch target choice"]:
     """Ids as ``[batch, target, choice]``; absent choices stay ``-1``."""
     if batch.positions is not None and batch.positions.ndim == 2 and ids.shape == batch.positions.shape:
         return ids[:, :, None]
@@ -164,7 +164,7 @@ def _choices(ids: Int[Tensor, "batch ..."], batch: "Task") -> Int[Tensor, "batch
 
 def _pooled(scores: AnswerLogits, ids: Int[Tensor, "batch ..."], batch: "Task") -> Float[Tensor, "batch target"]:
     """``logsumexp`` of the scores of the choices; of one choice, its score."""
-    choices = _choices(ids, batch).to(scores.device)
+    choices = choices_of(ids, batch).to(scores.device)
     picked = scores.gather(2, choices.clamp(min=0).expand(-1, scores.shape[1], -1))
     return picked.masked_fill(_is_absent(choices), -torch.inf).logsumexp(dim=2)
 
@@ -190,7 +190,7 @@ def _loss(scores: AnswerLogits, batch: "Task") -> Float[Tensor, "batch target"]:
 
 def _top1(scores: AnswerLogits, batch: "Task") -> Float[Tensor, "batch target"]:
     best = scores.argmax(dim=-1, keepdim=True)
-    return (best == _choices(batch.answers, batch).to(scores.device)).any(dim=2).to(scores.dtype)
+    return (best == choices_of(batch.answers, batch).to(scores.device)).any(dim=2).to(scores.dtype)
 
 
 def _logit_difference(scores: AnswerLogits, batch: "Task") -> Float[Tensor, "batch target"]:
@@ -199,7 +199,7 @@ def _logit_difference(scores: AnswerLogits, batch: "Task") -> Float[Tensor, "bat
 
 
 def _correct_margin(scores: AnswerLogits, batch: "Task") -> Float[Tensor, "batch target"]:
-    choices = _choices(batch.answers, batch).to(scores.device)
+    choices = choices_of(batch.answers, batch).to(scores.device)
     picked = scores.gather(2, choices.clamp(min=0).expand(-1, scores.shape[1], -1))
     right = picked.masked_fill(_is_absent(choices), -torch.inf).amax(dim=2)
     is_answer = torch.zeros(scores.shape, dtype=torch.int8, device=scores.device)

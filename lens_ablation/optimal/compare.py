@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_ablation.attribution.components import Components, as_components
+from lens_ablation.components import Components, as_components
 from lens_ablation.data.as_task import as_task
 from lens_ablation.data.metrics import Metric
 from lens_ablation.data.task import Task

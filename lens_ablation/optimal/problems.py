@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_ablation.attribution.components import Components, draw_removals
+from lens_ablation.components import Components, draw_removals
 from lens_ablation.methods.method import Method, Replacement, Request, at_positions
 from lens_ablation.models.anatomy import Anatomy
 from lens_ablation.models.protocol import LensModel

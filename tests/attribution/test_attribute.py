@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import lens_ablation as la
-from lens_ablation.attribution.components import as_components, draw_removals
 from lens_ablation.attribution.outputs import GradientJob
+from lens_ablation.components import as_components, draw_removals
 from lens_ablation.engine.variants import VariantsJob
 from lens_ablation.errors import BadActivation, DamagedFile, StatisticsMismatch
 from lens_ablation.models.protocol import LensModel

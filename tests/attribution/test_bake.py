@@ -456,3 +456,17 @@ def test_a_damaged_checkpoint_is_not_loaded(tmp_path: Path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="could not be loaded"):
         la.load_model(folder)
+
+
+@pytest.mark.parametrize("name", BRIDGES)
+def test_optimal_constants_are_baked_like_any_other(name: str, tmp_path: Path):
+    family = build(name, dtype=DOUBLE)
+    inputs = family.inputs(60, seed=3)
+    task = la.Task(inputs=inputs, answers=torch.zeros(60, dtype=torch.int64))
+    sites = la.heads(family.model)[1]
+    found = la.fit_optimal(family.model, task, sites, steps=3, lr=0.1, evaluate_every=1, progress=False)
+    baked = bake(family.model, sites, la.Optimal(found))
+    assert baked.check(family.inputs()) < 1e-9
+    by_position = la.fit_optimal(family.model, task, sites, steps=1, per_position=True, progress=False)
+    with pytest.raises(ValueError, match="position"):
+        bake(family.model, sites, la.Optimal(by_position))

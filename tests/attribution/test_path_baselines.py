@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import lens_ablation as la
-from lens_ablation.attribution.components import as_components
 from lens_ablation.attribution.outputs import Setting
 from lens_ablation.attribution.path_baselines import AlongPath, PathJob
+from lens_ablation.components import as_components
 from tests.families import D_HEAD, FAMILIES, N_HEADS, N_LAYERS, Family, build
 
 pytestmark = pytest.mark.model

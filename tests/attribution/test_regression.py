@@ -7,9 +7,9 @@ from sklearn.linear_model import Ridge
 
 from lens_ablation.attribution import large_regression, packed_masks, regression
 from lens_ablation.attribution.coar import pearson
-from lens_ablation.attribution.components import draw_removals
 from lens_ablation.attribution.packed_masks import column_chunks, column_square, keep_mean, row_chunks
 from lens_ablation.attribution.regression import fit_lasso, fit_ridge, predicted
+from lens_ablation.components import draw_removals
 from lens_ablation.engine.removals import Packed
 
 

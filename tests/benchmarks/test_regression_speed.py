@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lens_ablation.attribution import regression
-from lens_ablation.attribution.components import draw_removals
 from lens_ablation.attribution.regression import PENALTIES, LinearFit, fit_ridge
+from lens_ablation.components import draw_removals
 from lens_ablation.engine.removals import Packed
 from tests.benchmarks.table import Row, Table
 

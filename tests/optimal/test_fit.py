@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 import lens_ablation as la
-from lens_ablation.attribution.components import as_components
+from lens_ablation.components import as_components
 from lens_ablation.data.as_task import as_task
 from lens_ablation.errors import DamagedFile, StatisticsMismatch, StoreMismatch, UnknownSite
 from lens_ablation.models.capture import capture

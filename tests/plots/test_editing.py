@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import lens_ablation as la
-from lens_ablation.attribution.components import Components
 from lens_ablation.attribution.editing import Effect
+from lens_ablation.components import Components
 from lens_ablation.plots import edit_figure
 from tests.plots.results import SETTINGS, site_set
 

@@ -1,0 +1,170 @@
+"""An edit's components replaced by constants that were fitted to the edit's purpose."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_ablation.attribution.editing import ROUNDING, Edit, effect_of, parts_of
+from lens_ablation.components import Components
+from lens_ablation.data.metrics import Metric, choices_of, kl_from_clean, top1
+from lens_ablation.data.task import Task, joined
+from lens_ablation.engine.options import Engine
+from lens_ablation.methods.method import Method
+from lens_ablation.methods.optimal import Optimal
+from lens_ablation.models.protocol import LensModel
+from lens_ablation.optimal.fit import fit_optimal
+from lens_ablation.progress import Progress
+
+
+def fit_edit_constants(
+    edit: Edit,
+    model: LensModel,
+    target: Task,
+    reference: Task,
+    *,
+    k: int | None = None,
+    validation: tuple[Task, Task] | None = None,
+    weight: float = 1.0,
+    lr: float = 0.05,
+    steps: int = 200,
+    batch_size: int = 32,
+    seed: int = 0,
+    judge: Metric = top1,
+    engine: Engine | None = None,
+    progress: Progress = True,
+) -> Edit:
+    """The first ``k`` components of an edit, replaced together by the constants that serve the edit best.
+
+    Found jointly by gradient descent: references are to keep what the untouched model says, and targets to lose their
+    answers (to get them, if the edit raises them). What a zero or a mean would take from the references, a fitted
+    constant can give back, so that fewer of them are lost.
+
+    Args:
+        edit: Which components, in their order.
+        model: The model that was attributed.
+        target: Examples that are to change, to fit on; with ``reference`` 50 or more.
+        reference: Examples that are to stay, to fit on.
+        k: How many components; those of the edit when ``None``.
+        validation: Other target and reference examples to judge on; the fitted ones when ``None``.
+        weight: How much the loss of a target counts beside that of a reference.
+        lr: As in ``fit_optimal``.
+        steps: Most steps of the descent.
+        batch_size: Examples in a step.
+        seed: Draws splits and batches.
+        judge: Which examples count as answered.
+        engine: As in ``fit_optimal``.
+        progress: ``True`` for a bar, ``False`` for silence, or a callable given ``(done, total)`` steps.
+
+    Returns:
+        An edit of these components alone, with ``Optimal`` constants, that ``bake`` takes like any other.
+
+    Raises:
+        ValueError: there are too few examples, or ``k`` is no number of the edit's components.
+
+    Reference:
+        Shah, Ilyas, Madry, 2024, arXiv:2404.11534, section 5 (editing by ablation); Li and Janson, 2024,
+        arXiv:2409.09951 (constants). Fitting constants to an edit is our own.
+
+    Example:
+        >>> import torch, lens_ablation as la
+        >>> model = la.load_model("tiny-vit")
+        >>> task = la.tasks.digits(model, n=60).with_metric(la.metrics.correct_margin)
+        >>> found = la.attribute(model, task, la.neurons(model), la.Coar(n_masks=8), progress=False)
+        >>> is_three = task.answers == 3
+        >>> rows = {"target": is_three.nonzero()[:, 0], "reference": (~is_three).nonzero()[:, 0]}
+        >>> edit = la.edit(found, model, task, **rows, direction="lower", k=20, progress=False)
+        >>> parts = [task.select(chosen) for chosen in rows.values()]
+        >>> la.fit_edit_constants(edit, model, *parts, steps=5, progress=False).methods[0].name
+        'Optimal'
+    """
+    k = edit.k if k is None else k
+    if not 1 <= k <= len(edit.order):
+        raise ValueError(f"k must lie in 1..{len(edit.order)}, got {k}")
+    chosen = parts_of(edit.components, edit.flags(k)[0], edit.methods)
+    sets = [sites for sites, _ in chosen]
+    constants = fit_optimal(
+        model,
+        _marked(target, reference),
+        sets,
+        joint=True,
+        loss=_purpose(edit.direction == "lower", weight),
+        positions="all",
+        lr=lr,
+        steps=steps,
+        batch_size=batch_size,
+        evaluate_every=max(1, min(20, steps)),
+        patience=5,
+        seed=seed,
+        engine=engine,
+        progress=progress,
+    )
+    method: Method = Optimal(constants)
+    groups = {"target": target, "reference": reference}
+    if validation is not None:
+        groups |= {"validation target": validation[0], "validation reference": validation[1]}
+    methods = (method,) * len(sets)
+    components = Components(tuple(sets))
+    effects = {
+        name: effect_of(model, part, components, methods, judge=judge, engine=None) for name, part in groups.items()
+    }
+    prefix = "" if validation is None else "validation "
+    seen = [effects[f"{prefix}target"], effects[f"{prefix}reference"]]
+    tolerance = float(str(edit.settings["tolerance"]))
+    kept = seen[1].share_after >= seen[1].share_before - tolerance - ROUNDING
+    scan = pd.DataFrame(
+        {
+            "k": [0, k],
+            "target": [seen[0].share_before, seen[0].share_after],
+            "reference": [seen[1].share_before, seen[1].share_after],
+            "spares_reference": [True, kept],
+        }
+    )
+    return replace(
+        edit,
+        components=components,
+        scores=edit.scores[torch.from_numpy(np.flatnonzero(edit.flags(k)[0]))],
+        order=np.arange(k),
+        k=k,
+        effects=effects,
+        scan=scan,
+        methods=methods,
+        settings={**edit.settings, "judge": judge.name, "k_chosen_on": "given", "constants": dict(method.settings)},
+    )
+
+
+def _marked(target: Task, reference: Task) -> Task:
+    """Both groups as one task; of a target the answer is listed as wrong too, of a reference another one."""
+    parts = []
+    for task, is_target in ((target, True), (reference, False)):
+        answers = task.answers.reshape(task.n_examples, -1)[:, :1]
+        other = (answers == 0).long()
+        parts.append(replace(task, wrong_answers=answers if is_target else other, counterfactuals=None, spans={}))
+    return joined(parts)
+
+
+def _purpose(is_lowered: bool, weight: float) -> Metric:
+    """Loss in nats: of references KL from the untouched model, of targets that of their answers, or of all others.
+
+    KL says more of a reference than its answer does, which the untouched model gives with near certainty.
+    """
+
+    def loss(scores: Float[Tensor, "batch target d_vocab"], batch: Task) -> Float[Tensor, "batch target"]:
+        log_p = scores.log_softmax(dim=-1)
+        choices = choices_of(batch.answers, batch).to(scores.device)
+        is_answer = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        flags = (choices >= 0).expand(-1, scores.shape[1], -1)
+        is_answer.scatter_(2, choices.clamp(min=0).expand(-1, scores.shape[1], -1), flags)
+        right = log_p.masked_fill(~is_answer, -torch.inf).logsumexp(dim=2)
+        wrong = log_p.masked_fill(is_answer, -torch.inf).logsumexp(dim=2)
+        assert batch.wrong_answers is not None
+        first = batch.answers.reshape(batch.n_examples, -1)[:, 0]
+        is_target = (batch.wrong_answers.reshape(batch.n_examples, -1)[:, 0] == first).to(scores.device)[:, None]
+        wanted = -weight * (wrong if is_lowered else right)
+        return torch.where(is_target, wanted, kl_from_clean.fn(scores, batch))
+
+    name = f"edit loss ({'lower' if is_lowered else 'raise'}, targets count {weight:g})"
+    return Metric(name, "nats", loss, higher_is_better=False, needs=("wrong_answers", "clean_logits"))
