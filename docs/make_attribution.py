@@ -160,6 +160,32 @@ def wins(measured: Measured) -> str:
     return "\n".join(lines) + "\n"
 
 
+def variants(measured: Measured) -> str:
+    """Ways of averaging slopes, at both fractions and every number of masks."""
+    rows = measured["variants"]
+    masks, fractions = _values(rows, "masks"), _values(rows, "fraction")
+    cells = []
+    for setup, kind in dict.fromkeys((row["setup"], row["kind"]) for row in rows):
+        here = _named(rows, setup=setup, kind=kind)
+        ways = _values(here, "way")
+        found = {
+            (way, f, n): mean(row["correlation"] for row in _named(here, way=way, fraction=f, masks=n))
+            for way in ways
+            for f in fractions
+            for n in masks
+        }
+        best = {(f, n): max(round(found[way, f, n], 2) for way in ways) for f in fractions for n in masks}
+        for way in ways:
+            line = [setup.partition(",")[0], kind, way]
+            for f in fractions:
+                for n in masks:
+                    shown = _r(found[way, f, n])
+                    line.append(f"**{shown}**" if round(found[way, f, n], 2) == best[f, n] else shown)
+            cells.append(line)
+    header = [f"{_percent(f)}, {n} masks" for f in fractions for n in masks]
+    return _table(["model", "components", "way", *header], cells)
+
+
 def _at_own(row: Row) -> float:
     return row["correlation"][str(row["fraction"])]
 
@@ -169,6 +195,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Measured], str]]] = {
     "passes": ("estimators", passes),
     "components": ("components", components),
     "wins": ("components", wins),
+    "variants": ("variants", variants),
     "edits": ("edits", edits),
 }
 """By name: the part of the measurement that a table needs, and what makes it."""

@@ -2,8 +2,9 @@
 
 Writes ``docs/attribution.json``; ``python docs/make_attribution.py`` makes tables and the figure of it. Parts:
 ``estimators`` (three seeds, both embedded models, 15 minutes on two cores), ``components`` (kinds of components,
-replacements and fractions, one seed, 12 minutes), ``variants`` (ways of averaging slopes that were tried, three seeds,
-5 minutes), ``edits`` (15 minutes).
+replacements and fractions, one seed, 12 minutes), ``variants`` (ways of averaging slopes that were tried, one seed,
+5 minutes), ``edits`` (20 minutes). ``edits=digit`` measures only the rows of a part whose label has that word, and
+keeps the others.
 """
 
 import json
@@ -119,7 +120,7 @@ def judged(
     ]
 
 
-def measure_estimators() -> list[dict[str, object]]:
+def measure_estimators(word: str = "") -> list[dict[str, object]]:
     """Every estimator on many components, at three seeds."""
     rows: list[dict[str, object]] = []
     for seed in SEEDS:
@@ -131,7 +132,7 @@ def measure_estimators() -> list[dict[str, object]]:
     return rows
 
 
-def measure_components() -> list[dict[str, object]]:
+def measure_components(word: str = "") -> list[dict[str, object]]:
     """The default and ridge at equal passes: kinds of components, fractions, and replacements."""
     rows: list[dict[str, object]] = []
     for setup in setups(0):
@@ -151,7 +152,7 @@ def measure_components() -> list[dict[str, object]]:
             ("heads + MLPs, mean", setup.coarse, la.Mean(stats), (0.1, 0.3)),
             ("heads + MLPs, optimal", setup.coarse, la.Optimal(fitted["coarse"]), (0.1, 0.3)),
         ]
-        for label, sites, method, fractions in cases:
+        for label, sites, method, fractions in (case for case in cases if word in case[0]):
             for fraction in fractions:
                 ways: dict[str, Attributor] = {
                     "default": la.Coar(n_masks=64, ablated_fraction=fraction),
@@ -227,32 +228,33 @@ def tried_ways(setup: Setup, sites: list[SiteSet], n: int, seed: int) -> dict[st
     }
 
 
-def measure_variants() -> list[dict[str, object]]:
+def measure_variants(word: str = "") -> list[dict[str, object]]:
     """Ways of averaging slopes that were tried, on fresh masks."""
     rows: list[dict[str, object]] = []
-    for seed in SEEDS:
-        for setup in setups(seed):
-            for kind, sites in (("z coordinates + neurons", setup.fine), ("heads + MLPs", setup.coarse)):
-                setting = Setting(
-                    model=setup.model,
-                    task=setup.task,
-                    components=Components(tuple(sites)),
-                    methods=(la.Zero(),) * len(sites),
-                )
-                for fraction in (0.1, 0.3):
-                    fresh = draw_removals(FRESH, len(setting.components), fraction, "bernoulli", 2**31 + seed)
-                    outputs = mask_outputs(setting, fresh, 0, lambda n: None).values
-                    for n in (8, 32, 128):
-                        for name, weights in tried_ways(setup, sites, n, seed).items():
-                            expected = -torch.from_numpy(fresh).float() @ weights.float().T
-                            r = float(pearson(expected, outputs).nanmean())
-                            row = {"setup": setup.name, "kind": kind, "seed": seed, "fraction": fraction}
-                            rows.append({**row, "masks": n, "way": name, "correlation": r})
-            print(seed, setup.name, flush=True)
+    seed = 0
+    for setup in setups(seed):
+        for kind, sites in (("z coordinates + neurons", setup.fine), ("heads + MLPs", setup.coarse)):
+            setting = Setting(
+                model=setup.model,
+                task=setup.task,
+                components=Components(tuple(sites)),
+                methods=(la.Zero(),) * len(sites),
+            )
+            n_components = len(setting.components)
+            fresh = {f: draw_removals(FRESH, n_components, f, "bernoulli", 2**31 + seed) for f in (0.1, 0.3)}
+            outputs = {f: mask_outputs(setting, removed, 0, lambda n: None).values for f, removed in fresh.items()}
+            for n in (8, 32, 128):
+                for name, weights in tried_ways(setup, sites, n, seed).items():
+                    for f, removed in fresh.items():
+                        expected = -torch.from_numpy(removed).float() @ weights.float().T
+                        r = float(pearson(expected, outputs[f]).nanmean())
+                        row = {"setup": setup.name, "kind": kind, "seed": seed, "fraction": f}
+                        rows.append({**row, "masks": n, "way": name, "correlation": r})
+                print(setup.name, kind, n, rows[-1], flush=True)
     return rows
 
 
-def measure_edits() -> list[dict[str, object]]:
+def measure_edits(word: str = "") -> list[dict[str, object]]:
     """The paper's edits on the embedded models, before and after, on held-out examples."""
     rows: list[dict[str, object]] = []
 
@@ -262,11 +264,14 @@ def measure_edits() -> list[dict[str, object]]:
             for name, e in edited.held_out.items()
         }
         found = edited.edit
-        row = {"task": task, "k": found.k, "of": len(found.components), "seconds": seconds, "groups": groups}
+        of = found.settings.get("chosen_from", len(found.components))
+        row = {"task": task, "k": found.k, "of": of, "seconds": seconds, "groups": groups}
         rows.append({**row, "method": found.methods[0].name})
         print(row, flush=True)
 
     def timed(task: str, run: Callable[[], Edited | list[Edited]]) -> None:
+        if word not in task:
+            return
         begun = time.perf_counter()
         found = run()
         for one in found if isinstance(found, list) else [found]:
@@ -295,11 +300,21 @@ PARTS = {
 }
 
 
+LABELS = {"components": "case", "edits": "task"}
+"""The key of a row's label, of parts that can be measured in part."""
+
+
 def main(parts: list[str]) -> None:
     """Measure these parts, and keep what was measured of the others."""
     measured = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
-    for part in parts or list(PARTS):
-        measured[part] = PARTS[part]()
+    for asked in parts or list(PARTS):
+        part, _, word = asked.partition("=")
+        rows = PARTS[part](word)
+        if word:
+            label = LABELS[part]
+            new = {row[label] for row in rows}
+            rows = [row for row in measured[part] if row[label] not in new] + rows
+        measured[part] = rows
         measured["settings"] = {
             "examples": N_EXAMPLES,
             "seeds": SEEDS,

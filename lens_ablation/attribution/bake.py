@@ -151,8 +151,8 @@ def bake(
     Args:
         model: A ``TransformerBridge`` in evaluation mode; it is left as it is.
         sites: What to ablate, of one kind; or pairs ``(sites, method)``, each with its own kind and method.
-        method: What stands in the place of the activation: ``Zero``, ``Constant``, ``Mean``, ``Peak``, or another
-            that gives each coordinate one value; left out if ``sites`` are pairs.
+        method: What stands in the place of the activation: ``Zero``, ``Constant``, ``Mean``, ``Peak``, ``Optimal``, or
+            another that gives each coordinate one value; left out if ``sites`` are pairs.
 
     Raises:
         ValueError: the method gives no constants; the sites are patterns; two methods write to one site.

@@ -132,7 +132,13 @@ def fit_edit_constants(
         effects=effects,
         scan=scan,
         methods=methods,
-        settings={**edit.settings, "judge": judge.name, "k_chosen_on": "given", "constants": dict(method.settings)},
+        settings={
+            **edit.settings,
+            "judge": judge.name,
+            "k_chosen_on": "given",
+            "constants": dict(method.settings),
+            "chosen_from": len(edit.components),
+        },
     )
 
 

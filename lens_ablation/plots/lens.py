@@ -56,7 +56,7 @@ def lenses_figure(lenses: Sequence[Lens]) -> go.Figure:
     for i, lens in enumerate(lenses):
         layers = np.arange(len(lens.kl))
         mean, half = lens.kl.numpy(), 1.96 * lens.error.numpy()
-        figure.add_trace(band(layers, mean - half, mean + half, i))
+        figure.add_trace(band(layers, np.maximum(mean - half, mean / 10), mean + half, i))
         figure.add_trace(
             go.Scatter(
                 x=layers,
@@ -70,7 +70,8 @@ def lenses_figure(lenses: Sequence[Lens]) -> go.Figure:
             )
         )
     figure.update_xaxes(title_text="layer (the stream before this block is read)", dtick=1)
-    figure.update_yaxes(title_text="KL from the model's output (nats)", rangemode="tozero")
+    # the first layers are often a hundred times as far away as the last ones
+    figure.update_yaxes(title_text="KL from the model's output (nats)", type="log", dtick=1, exponentformat="power")
     figure.update_layout(legend={"title": {"text": "lens", "font": {"size": FONT_SIZE}}})
     add_note(figure, "lower: closer to what the model will say · band: 95 % interval of the mean over examples")
     return figure
