@@ -183,12 +183,10 @@ def forget_relation(
         return tasks.facts(model, n, split=split, metric=correct_margin, relations=relations)
 
     wanted, others = asked([relation], "train", 80), asked(rest, "train", 400)
-    attributed = (wanted.select(slice(40)), others.select(slice(120)))
-    unrelated = tasks.ioi(model, 80, split="train", metric=correct_margin)
     found = _forgotten(
         model,
-        attributed,
-        (attributed[0], joined([attributed[1], unrelated])),
+        (wanted.select(slice(40)), others.select(slice(120))),
+        None,
         (wanted.select(slice(40, None)), others.select(slice(120, None))),
         n_masks,
         tolerance,
@@ -307,13 +305,16 @@ _LABELS: tuple[digit_tasks.PrintedLabel, ...] = ("wrong", "none", "right")
 def _forgotten(
     model: LensModel,
     attributed: tuple[Task, Task],
-    fitted: tuple[Task, Task],
+    fitted: tuple[Task, Task] | None,
     validation: tuple[Task, Task],
     n_masks: int,
     tolerance: float,
     progress: Progress,
 ) -> Edit:
-    """Of several edits that lower the first examples and spare the second, the best on validation examples."""
+    """Of several edits that lower the first examples and spare the second, the best on validation examples.
+
+    With ``fitted`` examples one of them is by constants that were fitted to the purpose on those.
+    """
     sites = _components(model)
     wanted, others = attributed
     statistics = collect_statistics(model, joined([wanted, others]), sites, progress=progress)
@@ -335,11 +336,14 @@ def _forgotten(
         )
         for method, fraction in ways
     ]
+    best = min(found, key=lambda one: one.effects["validation target"].share_after)
+    if fitted is None:
+        return best
     # the plain ranking: what harms the references is for the constants to give back
     ranked_alone = replace(found[0], order=ranked(found[0].scores, "lower"))
     k = round(FITTED_SHARE * len(ranked_alone.order))
-    found.append(fit_edit_constants(ranked_alone, model, *fitted, k=k, validation=validation, progress=progress))
-    return min(found, key=_badness)
+    by_constants = fit_edit_constants(ranked_alone, model, *fitted, k=k, validation=validation, progress=progress)
+    return min(best, by_constants, key=_badness)
 
 
 def _badness(found: Edit) -> tuple[float, float, float]:

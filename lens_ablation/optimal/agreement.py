@@ -82,9 +82,10 @@ def agreement(
 def _interval(value: float, resampled: Sequence[float], confidence: float) -> tuple[float, float]:
     """The basic bootstrap interval of a correlation on Fisher's scale.
 
-    Resampling adds noise, which lowers every correlation, so percentiles would lie below the value itself.
+    Resampling adds noise, which lowers every correlation, so percentiles would lie below the value itself. Correlations
+    count as .9999 at most, as the scale has no end.
     """
-    limit = 1 - 1e-12
+    limit = 1 - 1e-4
     scaled = np.arctanh(np.clip(np.asarray(resampled, dtype=np.float64), -limit, limit))
     if not np.isfinite(scaled).any() or not np.isfinite(value):
         return float("nan"), float("nan")

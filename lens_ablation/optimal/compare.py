@@ -28,7 +28,7 @@ from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.optimal.agreement import agreement, ratio_table
 from lens_ablation.optimal.fit import Loss, fit_optimal, loss_metric
-from lens_ablation.optimal.split import halves
+from lens_ablation.optimal.split import halves, require_long_enough
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import Site, SiteSet
 from lens_ablation.statistics.activation_statistics import ActivationStatistics
@@ -101,7 +101,7 @@ class MethodComparison:
 
         ``rank`` is Spearman's. ``log`` is Pearson's of logarithms, over the sites where both gaps are positive, less
         the 2 % of them whose logarithms lie furthest apart. Intervals are basic bootstrap ones over resampled examples,
-        on Fisher's scale.
+        on Fisher's scale: noise lowers correlations, which they correct for, so a value may lie below its interval.
 
         Args:
             with_: The method to correlate with; counterfactual ablation by default.
@@ -171,7 +171,9 @@ class MethodComparison:
         return self.methods.index(method)
 
     def _first(self, word: str) -> str:
-        """The first method whose name begins so; ``word`` itself where there is none."""
+        """The method of this name, or else the first whose name begins so; ``word`` itself where there is none."""
+        if word in self.methods:
+            return word
         return next((name for name in self.methods if name.startswith(word)), word)
 
 
@@ -233,6 +235,7 @@ def compare_methods(
     if methods is None:
         _require_counterfactuals(task)
         fitted, task = halves(task, seed) if fit_on is None else (fit_on.with_metric(task.metric), task)
+        require_long_enough(fitted, task)
         n_steps = 2 * steps
     else:
         fitted, n_steps = task, 0

@@ -42,19 +42,29 @@ def split_task(task: Task, held_out: Task | None, seed: int, *, allow_small: boo
     if n < least:
         allowed = "" if allow_small else f". allow_small=True takes {_FEWEST} or more, and what fits them may be chance"
         raise ValueError(f"constants are fitted to {least} examples or more, and the task has {n}{allowed}")
-    drawn, longest = _longest_first(task, seed), int(_lengths(task).max())
+    drawn = _longest_first(task, seed)
     n_validation = max(1, int(VALIDATION * n))
     n_held_out = 0 if held_out is not None else max(1, n - int(TRAINING * n) - n_validation)
     n_training = n - n_validation - n_held_out
     training, validation, rest = (task.select(rows) for rows in drawn.split([n_training, n_validation, n_held_out]))
     if held_out is None:
         return Split(training, validation, rest)
-    if int(_lengths(held_out).max()) > longest:
-        raise ValueError(
-            f"held_out has texts of {int(_lengths(held_out).max())} tokens and the task has none longer than "
-            f"{longest}; fit on texts at least as long"
-        )
+    require_long_enough(task, held_out)
     return Split(training, validation, held_out)
+
+
+def require_long_enough(fitted: Task, judged: Task) -> None:
+    """Refuse texts to judge on that are longer than all those fitted on.
+
+    Raises:
+        ValueError: one is.
+    """
+    longest, asked = int(_lengths(fitted).max()), int(_lengths(judged).max())
+    if asked > longest:
+        raise ValueError(
+            f"the texts to judge on have up to {asked} tokens and those to fit on {longest}; fit on texts that are at "
+            "least as long"
+        )
 
 
 def halves(task: Task, seed: int) -> tuple[Task, Task]:

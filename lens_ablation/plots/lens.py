@@ -28,6 +28,9 @@ TOP = 5
 
 MOST_TOKENS_WITH_TEXT = 24
 
+DEEPEST = 0.75
+"""Share of the cells that the colour scale tells apart; the others are as dark as it goes."""
+
 
 def lenses_figure(lenses: Sequence[Lens]) -> go.Figure:
     """KL to the model's output by layer, a line to a lens.
@@ -71,7 +74,7 @@ def lenses_figure(lenses: Sequence[Lens]) -> go.Figure:
         )
     figure.update_xaxes(title_text="layer (the stream before this block is read)", dtick=1)
     # the first layers are often a hundred times as far away as the last ones
-    figure.update_yaxes(title_text="KL from the model's output (nats)", type="log", dtick=1, exponentformat="power")
+    figure.update_yaxes(title_text="KL from the model's output (nats)", type="log", dtick=1)
     figure.update_layout(legend={"title": {"text": "lens", "font": {"size": FONT_SIZE}}})
     add_note(figure, "lower: closer to what the model will say · band: 95 % interval of the mean over examples")
     return figure
@@ -113,7 +116,7 @@ def lens_tokens_figure(lens: Lens, model: LensModel, tokens: Tensor) -> go.Figur
         ]
         for layer_p, layer_t in zip(best, which, strict=True)
     ]
-    names = [f"before {layer}" for layer in range(len(found) - 1)] + ["output"]
+    names = [str(layer) for layer in range(len(found) - 1)] + ["output"]
     figure = new_figure(
         f"{plain(lens.kind.name)}: what each layer would say next",
         f"{literal(lens.provenance.model_name)} · likeliest next token in each cell",
@@ -128,9 +131,12 @@ def lens_tokens_figure(lens: Lens, model: LensModel, tokens: Tensor) -> go.Figur
             text=[[spelt[int(ts[0])] for ts in layer] for layer in which],
             texttemplate="%{text}" if shown else None,
             hovertext=hover,
-            hovertemplate="<b>%{y}</b>, after token %{x}<br>KL %{z:.3f} nats<br>%{hovertext}<extra></extra>",
+            hovertemplate=(
+                "<b>before block %{y}</b>, after token %{x}<br>KL %{z:.3f} nats<br>%{hovertext}<extra></extra>"
+            ),
             colorscale="Blues",
             zmin=0,
+            zmax=float(np.quantile(kl.numpy(), DEEPEST)),
             colorbar={"title": {"text": "KL (nats)"}, "outlinewidth": 0},
         )
     )
@@ -141,8 +147,9 @@ def lens_tokens_figure(lens: Lens, model: LensModel, tokens: Tensor) -> go.Figur
         ticktext=[spelt[int(token)] for token in row[:-1]],
         showgrid=False,
     )
-    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_yaxes(title_text="read before block", type="category", autorange="reversed", showgrid=False)
     figure.update_layout(margin={"r": COLOUR_BAR_MARGIN})
+    add_note(figure, f"the {100 * (1 - DEEPEST):.0f} % of cells that are furthest away have one colour")
     return figure
 
 

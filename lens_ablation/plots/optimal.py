@@ -23,9 +23,10 @@ from lens_ablation.plots.style import (
     setting_words,
 )
 
-PANEL, GAP, COLUMNS = 210, 78, 3
-DECADES = 4
-"""Powers of ten below the largest gap that are shown; smaller gaps stand at the edge."""
+PANEL, GAP, COLUMNS = 210, 96, 3
+TOP = TITLE_HEIGHT + 40
+DECADES = 5
+"""Powers of ten below the largest gap that are shown; smaller gaps stand at the edge, as crosses."""
 
 
 def gaps_figure(comparison: MethodComparison, *, against: str | None = None) -> go.Figure:
@@ -52,26 +53,26 @@ def gaps_figure(comparison: MethodComparison, *, against: str | None = None) -> 
     if not others:
         raise ValueError("a comparison needs two methods or more")
     n_rows = ceil(len(others) / COLUMNS)
-    height = TITLE_HEIGHT + 24 + BOTTOM_MARGIN + n_rows * PANEL + (n_rows - 1) * GAP
+    height = TOP + BOTTOM_MARGIN + n_rows * PANEL + (n_rows - 1) * GAP
     gap = comparison.gap.numpy().astype(np.float64)
     top = float(gap.max()) * 1.6
     low = max(top / 10**DECADES / 1.6, 1e-12)
     x = gap[names.index(across)]
-    titles = [f"<b>{plain(name)}</b> · rank r {spearman(gap[names.index(name)], x):.2f}" for name in others]
+    titles = [f"<b>{plain(name)}</b><br>rank correlation {spearman(gap[names.index(name)], x):.2f}" for name in others]
     figure = make_subplots(
         rows=n_rows,
         cols=COLUMNS,
         subplot_titles=titles,
         shared_xaxes=True,
         shared_yaxes=True,
-        vertical_spacing=GAP / (height - TITLE_HEIGHT - 24 - BOTTOM_MARGIN),
+        vertical_spacing=GAP / (height - TOP - BOTTOM_MARGIN),
         horizontal_spacing=0.05,
     )
     for i, name in enumerate(others):
         row, column = i // COLUMNS + 1, i % COLUMNS + 1
         figure.add_traces(_panel(comparison, name, across, low, top), rows=row, cols=column)
     unit = plain(comparison.settings["unit"])
-    ends = [np.log10(low), np.log10(top)]
+    ends = [np.log10(low / 1.5), np.log10(top)]
     figure.update_xaxes(type="log", range=ends, dtick=1, exponentformat="power", showticklabels=True)
     figure.update_yaxes(type="log", range=ends, dtick=1, exponentformat="power")
     for column in range(1, COLUMNS + 1):
@@ -86,10 +87,11 @@ def gaps_figure(comparison: MethodComparison, *, against: str | None = None) -> 
         setting_words(comparison.settings, comparison.gaps.shape[2]),
         height=height,
     )
-    figure.update_layout(margin={"t": TITLE_HEIGHT + 24}, showlegend=False)
+    figure.update_layout(margin={"t": TOP}, showlegend=False)
     figure.update_annotations(font={"size": SUBTITLE_SIZE})
     add_note(
-        figure, "line: both methods agree · above it the panel's method finds more harm · smaller gaps: at the edge"
+        figure,
+        "line: both methods agree · above it the panel's method finds more harm · crosses: smaller gaps, at the edge",
     )
     return figure
 
@@ -103,7 +105,12 @@ def _panel(comparison: MethodComparison, name: str, across: str, low: float, top
         x=np.maximum(x, low),
         y=np.maximum(y, low),
         mode="markers",
-        marker={"color": PALETTE[0], "size": 6, "opacity": 0.75},
+        marker={
+            "color": PALETTE[0],
+            "size": 6,
+            "opacity": 0.75,
+            "symbol": np.where((x < low) | (y < low), "x", "circle"),
+        },
         customdata=np.stack([x, y, error], axis=-1),
         hovertext=[literal(site) for site in comparison.sites],
         hovertemplate=(
@@ -130,7 +137,8 @@ def descent_figure(constants: OptimalConstants) -> go.Figure:
     figure = new_figure(
         "Search for the constants that hurt least",
         f"{literal(provenance.model_name)}, {plain(provenance.measurement['task'])} · "
-        f"constants conditioned on {constants.conditioning} · {len(constants.problems)} problems",
+        f"{'a constant to each position' if constants.per_position else 'one constant for all positions'} · "
+        + (f"{len(constants.problems)} sites alone" if constants.ablated_fraction is None else constants.problems[0]),
         height=460,
     )
     steps = constants.steps.numpy()
@@ -142,7 +150,7 @@ def descent_figure(constants: OptimalConstants) -> go.Figure:
                 mode="lines",
                 line={"color": MUTED, "width": 1},
                 opacity=0.45,
-                name="each site",
+                name="a site" if constants.ablated_fraction is None else "all together",
                 legendgroup="each",
                 showlegend=i == 0,
                 hovertemplate=f"<b>{literal(name)}</b><br>step %{{x}}: %{{y:.1f}} %<extra></extra>",
@@ -161,6 +169,6 @@ def descent_figure(constants: OptimalConstants) -> go.Figure:
         )
     )
     figure.update_xaxes(title_text="step", rangemode="tozero")
-    figure.update_yaxes(title_text="validation gap (% of the gap of the means)", range=[0, 130])
-    add_note(figure, "100 %: ablation to the mean · lines end where a problem stopped")
+    figure.update_yaxes(title_text="gap (% of that of the mean)", range=[0, 130])
+    add_note(figure, "on validation examples · 100 %: ablation to the mean · a line ends where its search stopped")
     return figure

@@ -51,7 +51,8 @@ def trace_figure(result: TraceResult) -> go.Figure:
                 hovertemplate=f"<b>{plain(group)}</b><br>layer %{{x}}: %{{y:.3f}}<extra></extra>",
             )
         )
-    figure.update_xaxes(title_text="layer (middle of the window)", dtick=1)
+    window = int(str(result.settings["window"]))
+    figure.update_xaxes(title_text="layer" if window == 1 else "layer (middle of the window)", dtick=1)
     figure.update_yaxes(title_text="average indirect effect", range=[-0.03, max(1.03, 1.05 * float(high.max()))])
     figure.update_layout(legend={"title": {"text": "restored at", "font": {"size": FONT_SIZE}}})
     add_note(figure, "1: the lost probability comes back whole, 0: nothing does · band: 95 % interval over prompts")
@@ -107,8 +108,8 @@ def _heads(result: TraceResult) -> go.Figure:
     end = float(max(result.effect.max(), 1e-6))
     figure.update_layout(
         coloraxis={
-            "colorscale": "RdBu_r",
-            "cmin": -end,
+            "colorscale": "Blues",  # an effect is never below 0
+            "cmin": 0,
             "cmax": end,
             "colorbar": {"title": {"text": "effect"}, "outlinewidth": 0},
         },
