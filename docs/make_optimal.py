@@ -335,7 +335,9 @@ def figures(measured: Measured) -> dict[str, go.Figure]:
     """By file name."""
     found: dict[str, go.Figure] = {}
     if "compare" in measured:
-        found["optimal-compare"] = comparison(measured["compare"][0]).plot()
+        first = {row["setup"]: row for row in reversed(measured["compare"])}
+        found["optimal-compare"] = comparison(first["tiny-lm, ioi"]).plot()
+        found["optimal-compare-years"] = comparison(first["tiny-lm, greater_than"]).plot()
     for row in measured.get("trace", {}).get("rows", []):
         way = "noise" if row["corruption"] == "GaussianNoise" else "vector"
         if row["split"] == "train" and row["window"] == 1 and row["restore"] in ("attention", "head"):

@@ -14,7 +14,6 @@ import pytest
 import lens_ablation as la
 from lens_ablation import errors
 
-pytestmark = pytest.mark.model
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -14,9 +14,8 @@ from lens_ablation.optimal.agreement import log_correlation, spearman
 from tests.families import FAMILIES, build
 from tests.optimal.test_fit import a_task, some_sites
 
-pytestmark = pytest.mark.model
 
-
+@pytest.mark.model
 @pytest.mark.parametrize("name", [family for family in FAMILIES if family != "bert"])
 def test_all_types_are_compared_on_examples_that_were_not_fitted_on(name: str):
     family = build(name, dtype=torch.float64)

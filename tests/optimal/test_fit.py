@@ -24,7 +24,6 @@ from lens_ablation.optimal.split import split_task
 from lens_ablation.sites import HookPoint
 from tests.families import D_HEAD, D_MODEL, D_VOCAB, FAMILIES, N_HEADS, Family, build
 
-pytestmark = pytest.mark.model
 QUICK = {"steps": 30, "evaluate_every": 10, "batch_size": 8, "lr": 0.02, "progress": False}
 
 
@@ -43,6 +42,7 @@ def some_sites(model: LensModel) -> list[la.SiteSet]:
     return [la.heads(model)[1], la.mlps(model)[:2]]
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", FAMILIES)
 def test_optimal_is_not_worse_than_other_constants_and_resampling(name: str):
     """Held out, within two standard errors of the difference; for means as they were found by the search itself."""

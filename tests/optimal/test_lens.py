@@ -13,8 +13,6 @@ from lens_ablation.models.capture import capture
 from lens_ablation.optimal.lens_passes import LensPart
 from tests.families import FAMILIES, N_LAYERS, Family, build
 
-pytestmark = pytest.mark.model
-
 
 def texts(family: Family, n: int = 60) -> la.Task | Tensor:
     inputs = family.inputs(n, 6, seed=2)
@@ -23,6 +21,7 @@ def texts(family: Family, n: int = 60) -> la.Task | Tensor:
     return inputs
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "opt"])
 def test_the_logit_lens_is_the_models_own_head_on_hidden_states(name: str):
     family = build(name, dtype=torch.float64)
@@ -45,6 +44,7 @@ def test_the_logit_lens_is_the_models_own_head_on_hidden_states(name: str):
     assert torch.equal(lens.divergence, lens.start)
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", [family for family in FAMILIES if family != "bert"])
 def test_constants_equal_to_true_attention_outputs_give_the_models_logits(name: str):
     """At the token whose attention outputs they are, from every layer of the lens."""
@@ -80,6 +80,7 @@ def test_mean_attention_is_the_rest_of_the_plain_model_with_means_in_the_place_o
             torch.testing.assert_close(lens.logits(family.model, some)[layer].double(), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", [la.TunedLens, la.OptimalConstantAttention])
 def test_fitting_brings_lenses_closer_on_text_that_was_held_out(name: str, kind: type, tmp_path: Path):

@@ -13,7 +13,6 @@ from lens_ablation.errors import UnsupportedModel
 from lens_ablation.optimal import trace
 from tests.families import HAS_HOOKED_TRANSFORMER, N_HEADS, N_LAYERS, Family, build
 
-pytestmark = pytest.mark.model
 NAMES = ["gpt2", "llama", "opt", *(["hooked"] if HAS_HOOKED_TRANSFORMER else [])]
 
 
@@ -31,6 +30,7 @@ def knowing(family: Family, n: int = 24, *, masked: bool = False) -> la.Task:
     return la.Task(inputs=inputs, answers=logits[torch.arange(n), last].argmax(dim=1), attention_mask=mask, spans=spans)
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("corruption", [la.GaussianNoise(draws=2), la.OptimalVector(steps=1, lr=1e-3)])
 def test_everything_restored_behind_the_subject_brings_back_all_and_nothing_brings_nothing(
@@ -112,6 +112,7 @@ def by_hand(
     return logits[last].softmax(dim=-1).gather(1, task.answers[:, None])[:, 0]
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", [*NAMES, "bert"])
 def test_heads_are_restored_one_at_a_time(name: str):
     family = build(name, dtype=torch.float64)
