@@ -28,9 +28,10 @@ $(VENV39)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready
 	$(BIN)/lens-ablation demo --output demo-report
 
+# what rests on the engine alone runs on the oldest release for HookedTransformer only
 test: $(VENV)/.ready $(VENV39)/.ready
-	$(BIN)/python -m pytest -n 2
-	$(BIN39)/python -m pytest -n 2 -m model
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN39)/python -m pytest -n 2 --dist worksteal -m model -k "hooked or not (attribution or optimal)"
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
