@@ -1,6 +1,6 @@
 """BibTeX of the strategies in use."""
 
-from typing import Protocol, runtime_checkable
+from lens_ablation.strategy import Strategy
 
 PACKAGE = """@software{lens_ablation,
   title = {lens_ablation: ablation studies of transformers on {TransformerLens}},
@@ -8,14 +8,7 @@ PACKAGE = """@software{lens_ablation,
 }"""
 
 
-@runtime_checkable
-class Citable(Protocol):
-    """Anything with a reference: ablation methods, attributors, corruptions and lenses, or their classes."""
-
-    bibtex: str
-
-
-def cite(*strategies: Citable) -> str:
+def cite(*strategies: Strategy | type[Strategy]) -> str:
     """BibTeX entries of these strategies and of this package, each once.
 
     Raises:
@@ -28,7 +21,7 @@ def cite(*strategies: Citable) -> str:
     """
     entries = [PACKAGE]
     for strategy in strategies:
-        if not isinstance(getattr(strategy, "bibtex", None), str):
+        if not (isinstance(strategy, Strategy) or (isinstance(strategy, type) and issubclass(strategy, Strategy))):
             raise ValueError(f"cite takes ablation methods such as Peak or Peak(stats), got {strategy!r}")
         if strategy.bibtex:
             entries.append(strategy.bibtex)

@@ -1,13 +1,15 @@
 """Components of a model: the sites of one or several sets, numbered through."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
 
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
@@ -42,6 +44,33 @@ class Components:
     def digest(self) -> str:
         """SHA-256 of all addresses."""
         return hashlib.sha256("".join(sites.digest for sites in self.sets).encode()).hexdigest()
+
+    @property
+    def addresses(self) -> dict[str, Int[Tensor, "_site axis"]]:
+        """Addresses of each set, named as files hold them."""
+        return {f"sites{place}": torch.from_numpy(sites.addresses) for place, sites in enumerate(self.sets)}
+
+    @property
+    def described(self) -> list[dict[str, object]]:
+        """Kind and shape of each set, as plain JSON values."""
+        return [{"kind": sites.kind, "shape": list(sites.shape)} for sites in self.sets]
+
+    @classmethod
+    def from_stored(cls, tensors: Mapping[str, Shaped[Tensor, "..."]], described: object) -> "Components":
+        """Components read from a file that holds ``addresses`` and ``described``.
+
+        Raises:
+            DamagedFile: they do not make sets of sites.
+            ValueError: there is no list of sets.
+        """
+        if not isinstance(described, list):
+            raise ValueError("sets is no list")
+        return cls(
+            tuple(
+                SiteSet.from_stored(part["kind"], tensors[f"sites{place}"].numpy(), part["shape"])
+                for place, part in enumerate(described)
+            )
+        )
 
     def split(self, columns: Shaped[np.ndarray, "row component"]) -> list[Shaped[np.ndarray, "row _"]]:
         """Columns of the components as those of each set."""

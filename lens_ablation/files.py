@@ -7,8 +7,8 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +226,26 @@ def _manifest(folder: Path, kind: str) -> dict[str, Any]:
     if wrong:
         raise DamagedFile(f"{path} has no proper {wrong[0]!r}; it was changed by hand. {_FIX}")
     return manifest
+
+
+@contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """Report whatever is wrong with the content of a result's files as ``DamagedFile``."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if isinstance(error, DamagedFile):
+            raise
+        raise DamagedFile(
+            f"the result in {folder} was changed after it was written: {error}. Make it again."
+        ) from error
+
+
+def require_shape(name: str, tensor: Shaped[Tensor, "..."], shape: tuple[int, ...]) -> None:
+    """Refuse a stored tensor of another shape than the rest of the result implies.
+
+    Raises:
+        ValueError: the shape is another.
+    """
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)} and should have {shape}")

@@ -16,12 +16,10 @@ from lens_ablation.attribution.regression import predicted
 from lens_ablation.components import Components
 from lens_ablation.engine.removals import Packed
 from lens_ablation.errors import StatisticsMismatch
-from lens_ablation.files import read_folder, write_folder
+from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.models.fingerprint import fingerprint
 from lens_ablation.models.protocol import LensModel
-from lens_ablation.sites import SiteSet
 from lens_ablation.studies.intervals import Interval, bootstrap_interval
-from lens_ablation.studies.settings import reading, require_shape
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -135,7 +133,7 @@ class Attribution:
                 held_out_correlation=tensors["held_out_correlation"],
                 penalties=tensors["penalties"],
                 baseline=tensors["baseline"],
-                components=_components(tensors, plain),
+                components=Components.from_stored(tensors, plain["sets"]),
                 outputs=_outputs(tensors, plain),
                 n_passes=int(plain["n_passes"]),
                 settings=dict(plain["settings"]),
@@ -157,8 +155,7 @@ def _tensors(found: Attribution) -> dict[str, Tensor]:
     }
     if found.errors is not None:
         tensors["errors"] = found.errors
-    for place, sites in enumerate(found.components.sets):
-        tensors[f"sites{place}"] = torch.from_numpy(sites.addresses)
+    tensors |= found.components.addresses
     if found.outputs is not None:
         tensors["masks"] = torch.from_numpy(found.outputs.removed.bits)
         tensors["values"] = found.outputs.values
@@ -170,23 +167,11 @@ def _tensors(found: Attribution) -> dict[str, Tensor]:
 
 def _plain(found: Attribution) -> dict[str, object]:
     return {
-        "sets": [{"kind": sites.kind, "shape": list(sites.shape)} for sites in found.components.sets],
+        "sets": found.components.described,
         "n_passes": found.n_passes,
         "n_gradient": 0 if found.outputs is None else found.outputs.n_gradient,
         "settings": found.settings,
     }
-
-
-def _components(tensors: Mapping[str, Tensor], plain: Mapping[str, object]) -> Components:
-    described = plain["sets"]
-    if not isinstance(described, list):
-        raise ValueError("sets is no list")
-    return Components(
-        tuple(
-            SiteSet.from_stored(part["kind"], tensors[f"sites{place}"].numpy(), part["shape"])
-            for place, part in enumerate(described)
-        )
-    )
 
 
 def _outputs(tensors: Mapping[str, Tensor], plain: Mapping[str, object]) -> MaskOutputs | None:

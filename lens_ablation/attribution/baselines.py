@@ -45,7 +45,7 @@ class LeaveOneOut(Attributor):
                 [Ablation(sites, OneEach(len(sites)), method)],
                 positions=setting.positions,
                 batch_size=setting.batch_size,
-                engine=setting.stored(f"set-{place}"),
+                engine=setting.engine.part(f"set-{place}"),
                 advance=advance,
             )
             baseline = scores.baseline

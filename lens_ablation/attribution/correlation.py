@@ -18,12 +18,12 @@ from lens_ablation.attribution.outputs import Setting, mask_outputs
 from lens_ablation.components import Sampling, draw_removals
 from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
-from lens_ablation.files import read_folder, write_folder
+from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.studies.intervals import Interval, bootstrap_interval
-from lens_ablation.studies.settings import method_settings, reading, require_shape
+from lens_ablation.studies.settings import method_settings
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -184,7 +184,7 @@ def counterfactual_correlation(
     with progress_bar(progress, len(fractions) * n_masks * task.n_examples, "fresh ablations", "row") as advance:
         for f, fraction in enumerate(fractions):
             removed = draw_removals(n_masks, len(components), fraction, sampling, seed + _FRESH)
-            part = replace(setting, engine=setting.stored(f"fraction-{fraction:g}"))
+            part = replace(setting, engine=setting.engine.part(f"fraction-{fraction:g}"))
             found = mask_outputs(part, removed, 0, advance).values
             for a, attribution in enumerate(compared.values()):
                 values[a, f] = pearson(attribution.predict(removed), found)

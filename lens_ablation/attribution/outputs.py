@@ -1,8 +1,7 @@
 """Outputs of a model under random masks, and the slopes in what is kept: all that attributions are fitted to."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -53,11 +52,6 @@ class Setting:
             Ablation(sites, Packed.of(flags), method)
             for sites, flags, method in zip(self.components.sets, split, self.methods, strict=True)
         ]
-
-    def stored(self, part: str) -> Engine:
-        """The engine with a store of its own for a part of the work."""
-        store = self.engine.store
-        return self.engine if store is None else replace(self.engine, store=Path(store) / part)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -134,7 +128,7 @@ def mask_outputs(
             setting.ablations(removed[start:stop]),
             positions=setting.positions,
             batch_size=setting.batch_size,
-            engine=setting.stored(f"masks-{start}-{stop}"),
+            engine=setting.engine.part(f"masks-{start}-{stop}"),
             advance=advance,
         )
         values[start:stop], baseline = scores.values, scores.baseline
@@ -154,7 +148,7 @@ def _blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
 def _gradient_block(
     setting: Setting, removed: np.ndarray, start: int, sums: "_SlopeSums", advance: Callable[[int], None]
 ) -> tuple[Tensor, Tensor]:
-    engine = setting.stored(f"gradients-{start}-{start + len(removed)}")
+    engine = setting.engine.part(f"gradients-{start}-{start + len(removed)}")
     plain = variants_job(
         setting.model,
         setting.task,

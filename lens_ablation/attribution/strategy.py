@@ -1,8 +1,7 @@
 """What every way of attributing has in common."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,27 +10,12 @@ from torch import Tensor
 from lens_ablation.attribution.attribution import Attribution
 from lens_ablation.attribution.outputs import MaskOutputs, Setting
 from lens_ablation.data.metrics import Metric
+from lens_ablation.strategy import Strategy
 from lens_ablation.studies.settings import method_settings, study_settings
 
 
-class Attributor(ABC):
-    """A way of finding what each component adds. Subclasses are frozen dataclasses.
-
-    Attributes:
-        bibtex: Reference of the method.
-    """
-
-    bibtex: ClassVar[str] = ""
-
-    @property
-    def name(self) -> str:
-        """What figures and tables call it."""
-        return type(self).__name__
-
-    @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, object]:
-        """Everything that determines the weights beside model, task and method, as plain JSON values."""
+class Attributor(Strategy):
+    """A way of finding what each component adds; settings beside model, task and method."""
 
     @abstractmethod
     def rows(self, setting: Setting) -> int:

@@ -1,7 +1,7 @@
 """How studies are run: where shards are kept, who computes them, in which dtype."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -62,6 +62,10 @@ class Engine:
             raise ValueError(f"dtype={self.dtype} cannot hold activations; take torch.float32 or torch.bfloat16")
         if not isinstance(self.clean_bytes, int) or isinstance(self.clean_bytes, bool) or self.clean_bytes < 0:
             raise ValueError(f"clean_bytes is {self.clean_bytes!r}; give a number of bytes, 0 to keep nothing")
+
+    def part(self, name: str) -> "Engine":
+        """The engine with a store of its own, inside this one's, for a part of the work; without a store, itself."""
+        return self if self.store is None else replace(self, store=Path(self.store) / name)
 
 
 def _require_count(name: str, value: int | None) -> None:

@@ -1,9 +1,8 @@
 """The contract between an ablation method and the hooks that carry it out."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import HookPoint, SiteSet
+from lens_ablation.strategy import Strategy
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,14 +70,17 @@ Replacement = Callable[[Request], Tensor]
 """Gives what stands in the place of the activation, broadcastable to ``request.shape``."""
 
 
-class Method(ABC):
-    """What stands in the place of an ablated activation. Subclasses are frozen dataclasses, one file each.
+MENG_2022 = """@inproceedings{meng2022locating,
+  title     = {Locating and Editing Factual Associations in {GPT}},
+  author    = {Meng, Kevin and Bau, David and Andonian, Alex and Belinkov, Yonatan},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2022}
+}"""
+"""BibTeX of causal tracing, which adds noise to activations."""
 
-    Attributes:
-        bibtex: Reference of the method, or of where its use is described.
-    """
 
-    bibtex: ClassVar[str] = ""
+class Method(Strategy):
+    """What stands in the place of an ablated activation. Subclasses are frozen dataclasses, one file each."""
 
     @property
     def positional(self) -> bool:
@@ -88,16 +91,6 @@ class Method(ABC):
     def by_position(self) -> bool:
         """Whether what is written may differ from position to position; such methods are compared with each other."""
         return self.positional
-
-    @property
-    def name(self) -> str:
-        """What figures and tables call the method."""
-        return type(self).__name__
-
-    @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, object]:
-        """Everything that determines the replacement, as plain JSON values."""
 
     def require_sites(self, sites: SiteSet) -> SiteSet:
         """The same sites, once it is known that the method has something to put in the place of each.

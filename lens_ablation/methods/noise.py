@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_ablation.methods.measured import covering, measured, statistics_settings
-from lens_ablation.methods.method import Method, Replacement, Request
+from lens_ablation.methods.method import MENG_2022, Method, Replacement, Request
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import HookPoint
 from lens_ablation.statistics.activation_statistics import ActivationStatistics
@@ -48,12 +48,7 @@ class Noise(Method):
     scale: float = 1.0
     seed: int = 0
     around: Literal["activation", "mean"] = "activation"
-    bibtex: ClassVar[str] = """@inproceedings{meng2022locating,
-  title     = {Locating and Editing Factual Associations in {GPT}},
-  author    = {Meng, Kevin and Bau, David and Andonian, Alex and Belinkov, Yonatan},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2022}
-}"""
+    bibtex: ClassVar[str] = MENG_2022
 
     def __post_init__(self) -> None:
         if not self.scale >= 0:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_ablation.methods.method import LI_2024, Method, Replacement, Request, at_positions
@@ -68,9 +68,14 @@ class Optimal(Method):
     ) -> Replacement:
         self.constants.provenance.require_model(model, "these constants", "Fit them on this model with fit_optimal")
         values = {point: self.constants[point] for point in points}
+        return from_tables(values, per_position=self.constants.per_position)
 
-        def replacement(request: Request) -> Tensor:
-            value = values[request.point]
-            return at_positions(value, request, what="the constants") if self.constants.per_position else value
 
-        return replacement
+def from_tables(tables: Mapping[HookPoint, Float[Tensor, "..."]], *, per_position: bool) -> Replacement:
+    """A replacement by constants ``[*coordinate]`` by hook, or by those of each position, ``[pos, *coordinate]``."""
+
+    def replacement(request: Request) -> Tensor:
+        table = tables[request.point]
+        return at_positions(table, request, what="the constants") if per_position else table
+
+    return replacement

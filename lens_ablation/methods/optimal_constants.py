@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_ablation.errors import DamagedFile, UnknownSite
-from lens_ablation.files import read_folder, write_folder
+from lens_ablation.components import Components
+from lens_ablation.errors import UnknownSite
+from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.sites import HookPoint, SiteSet
 from lens_ablation.statistics.provenance import Provenance
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _FILE_KIND = "optimal-constants"
+_TENSORS = ("gaps", "mean_gaps", "steps", "curve", "best_step")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -140,13 +141,11 @@ class OptimalConstants:
 
     def save(self, folder: str | Path) -> Path:
         """Write the constants to a new folder: tensors as safetensors, settings as JSON."""
-        tensors = {f"values/{name}": value for name, value in self.values.items()}
-        for place, sites in enumerate(self.sets):
-            tensors[f"addresses/{place}"] = torch.from_numpy(sites.addresses)
-        for name in ("gaps", "mean_gaps", "steps", "curve", "best_step"):
-            tensors[name] = getattr(self, name)
+        components = Components(self.sets)
+        tensors = {f"values/{name}": value for name, value in self.values.items()} | components.addresses
+        tensors |= {name: getattr(self, name) for name in _TENSORS}
         plain = {
-            "sets": [{"kind": sites.kind, "shape": list(sites.shape)} for sites in self.sets],
+            "sets": components.described,
             "ablated_fraction": self.ablated_fraction,
             "per_position": self.per_position,
             "outcome": list(self.outcome),
@@ -162,24 +161,25 @@ class OptimalConstants:
             DamagedFile: the folder holds something else, or was changed.
         """
         tensors, plain = read_folder(folder, _FILE_KIND)
-        try:
-            sets = [
-                SiteSet.from_stored(part["kind"], tensors[f"addresses/{place}"].numpy(), part["shape"])
-                for place, part in enumerate(plain["sets"])
-            ]
-            values = {name.removeprefix("values/"): value for name, value in tensors.items() if "values/" in name}
+        with reading(folder):
+            sets = Components.from_stored(tensors, plain["sets"]).sets
+            values = {name.removeprefix("values/"): v for name, v in tensors.items() if name.startswith("values/")}
             if set(values) != {point.name for sites in sets for point in sites.hook_points}:
                 raise ValueError(f"values of {', '.join(sorted(values))} are not those of its sites")
-            return cls(
+            found = cls(
                 values=values,
-                sets=tuple(sets),
+                sets=sets,
                 ablated_fraction=plain["ablated_fraction"],
                 per_position=bool(plain["per_position"]),
                 outcome=tuple(str(one) for one in plain["outcome"]),
                 provenance=Provenance.from_json(plain["provenance"]),
-                **{name: tensors[name] for name in ("gaps", "mean_gaps", "steps", "curve", "best_step")},
+                **{name: tensors[name] for name in _TENSORS},
             )
-        except (TypeError, ValueError, KeyError) as error:
-            if isinstance(error, DamagedFile):
-                raise
-            raise DamagedFile(f"the constants in {folder} were changed after they were written: {error}") from error
+            n_problems, n_examples = len(found.problems), found.gaps.shape[-1]
+            for name in ("gaps", "mean_gaps"):
+                require_shape(name, getattr(found, name), (n_problems, n_examples))
+            require_shape("curve", found.curve, (len(found.steps), n_problems))
+            require_shape("best_step", found.best_step, (n_problems,))
+            if len(found.outcome) != n_problems:
+                raise ValueError("outcome has not one entry to a problem")
+            return found

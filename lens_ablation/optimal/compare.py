@@ -17,26 +17,38 @@ from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
 from lens_ablation.engine.removals import Ablation, OneEach
 from lens_ablation.engine.variants import run_variants
-from lens_ablation.files import read_folder, write_folder
+from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.methods.counterfactual import Counterfactual
 from lens_ablation.methods.mean import Mean
 from lens_ablation.methods.method import Method
 from lens_ablation.methods.optimal import Optimal
 from lens_ablation.methods.resample import Resample
 from lens_ablation.methods.zero import Zero
-from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.optimal.agreement import agreement, ratio_table
-from lens_ablation.optimal.fit import Loss, fit_optimal, loss_metric
+from lens_ablation.optimal.fit import Loss, ablated_positions, fit_optimal, loss_metric
+from lens_ablation.optimal.problems import moments
 from lens_ablation.optimal.split import halves, require_long_enough
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import Site, SiteSet
-from lens_ablation.statistics.activation_statistics import ActivationStatistics
-from lens_ablation.statistics.collect import StatisticsPositions, collect_statistics
-from lens_ablation.studies.settings import method_settings, named_methods, reading, require_shape, study_settings
+from lens_ablation.statistics.collect import StatisticsPositions
+from lens_ablation.studies.settings import method_settings, named_methods, study_settings
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+TYPES = (
+    "Zero",
+    "Mean (per position)",
+    "Mean",
+    "Counterfactual mean (per position)",
+    "Resample (per position)",
+    "Resample (shuffled positions)",
+    "Optimal (per position)",
+    "Optimal",
+    "Counterfactual",
+)
+"""The types of ablation that are compared where none are named."""
 
 _FILE_KIND = "method-comparison"
 
@@ -211,7 +223,8 @@ def compare_methods(
         seed: Draws splits, donors and the order of examples.
         allow_small: Accept fewer than 50 examples to fit on.
         batch_size: Rows in a forward pass; chosen when ``None``.
-        engine: Where finished parts are kept.
+        engine: Where finished parts are kept, and who computes them; constants are always found in this process, in the
+            model's dtype.
         progress: ``True`` for a bar, ``False`` for silence, or a callable given ``(done, total)``.
 
     Raises:
@@ -230,7 +243,7 @@ def compare_methods(
     """
     task = as_task(data, model).with_metric(loss_metric(loss))
     components = as_components(sites, model)
-    where: StatisticsPositions = positions or ("all_but_first" if anatomy(model).modality == "tokens" else "all")
+    where = ablated_positions(positions, model)
     engine = engine or Engine()
     if methods is None:
         _require_counterfactuals(task)
@@ -239,7 +252,7 @@ def compare_methods(
         n_steps = 2 * steps
     else:
         fitted, n_steps = task, 0
-    total = n_steps + (9 if methods is None else len(methods)) * len(components)
+    total = n_steps + len(TYPES if methods is None else methods) * len(components)
     with progress_bar(progress, total, "comparing methods", "site") as advance:
         if methods is None:
             compared = _every_type(
@@ -249,7 +262,7 @@ def compare_methods(
             compared = named_methods(methods)
         gaps = []
         for place, method in enumerate(compared.values()):
-            gaps.append(_gaps(model, task, components, method, where, batch_size, _stored(engine, f"method-{place}")))
+            gaps.append(_gaps(model, task, components, method, where, batch_size, engine.part(f"method-{place}")))
             advance(len(components))
     return MethodComparison(
         gaps=torch.stack(gaps),
@@ -290,9 +303,10 @@ def _every_type(
     sets = list(components.sets)
     assert fitted.counterfactuals is not None
     changed = replace(fitted, inputs=fitted.counterfactuals, counterfactuals=None)
-    pooled = _measured(model, fitted, sets, where, per_position=False)
+    pooled = moments(model, fitted, sets, where, per_position=False)
     # tables reach the first position too, which is then left alone or not
-    by_position, of_changed = (_measured(model, part, sets, "all", per_position=True) for part in (fitted, changed))
+    by_position, of_changed = (moments(model, part, sets, "all", per_position=True) for part in (fitted, changed))
+    descents = replace(engine, executor="serial", workers=None, cluster={}, dtype=None)
     optimal = [
         fit_optimal(
             model,
@@ -304,37 +318,23 @@ def _every_type(
             steps=steps,
             seed=seed,
             allow_small=allow_small,
-            engine=_stored(engine, f"constants-{'by-position' if per_position else 'pooled'}"),
+            engine=descents.part(f"constants-{'by-position' if per_position else 'pooled'}"),
             progress=_told(advance),
         )
         for per_position in (True, False)
     ]
-    return {
-        "Zero": Zero(),
-        "Mean (per position)": Mean(by_position, per_position=True),
-        "Mean": Mean(pooled),
-        "Counterfactual mean (per position)": Mean(of_changed, per_position=True),
-        "Resample (per position)": Resample(judged, match="batch", seed=seed),
-        "Resample (shuffled positions)": Resample(judged, match="batch", seed=seed, shuffled=True),
-        "Optimal (per position)": Optimal(optimal[0]),
-        "Optimal": Optimal(optimal[1]),
-        "Counterfactual": Counterfactual(judged),
-    }
-
-
-def _measured(
-    model: LensModel, task: Task, sets: Sequence[SiteSet], where: StatisticsPositions, *, per_position: bool
-) -> ActivationStatistics:
-    return collect_statistics(
-        model,
-        task,
-        list(sets),
-        positions=where,
-        per_position=per_position,
-        histograms=False,
-        allow_small=True,
-        progress=False,
-    )
+    found: list[Method] = [
+        Zero(),
+        Mean(by_position, per_position=True),
+        Mean(pooled),
+        Mean(of_changed, per_position=True),
+        Resample(judged, match="batch", seed=seed),
+        Resample(judged, match="batch", seed=seed, shuffled=True),
+        Optimal(optimal[0]),
+        Optimal(optimal[1]),
+        Counterfactual(judged),
+    ]
+    return dict(zip(TYPES, found, strict=True))
 
 
 def _gaps(
@@ -357,15 +357,10 @@ def _gaps(
             [Ablation(sites, OneEach(len(sites)), method)],
             positions=where,
             batch_size=batch_size,
-            engine=_stored(engine, sites.kind),
+            engine=engine.part(sites.kind),
         )
         found.append(sign * (scores.values - scores.baseline))
     return torch.cat(found)
-
-
-def _stored(engine: Engine, part: str) -> Engine:
-    """The engine with a store of its own for a part of the work."""
-    return engine if engine.store is None else replace(engine, store=Path(engine.store) / part)
 
 
 def _told(advance: Callable[[int], None]) -> Callable[[int, int], None]:

@@ -1,6 +1,5 @@
 """How causal tracing takes the subject away: noise on its embedding, or one learned vector in its place."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,23 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_ablation.methods.method import LI_2024
+from lens_ablation.methods.method import LI_2024, MENG_2022
+from lens_ablation.strategy import Strategy
 
 
-class Corruption(ABC):
-    """What stands at the subject's tokens at ``hook_embed``. Subclasses are frozen dataclasses."""
-
-    bibtex: ClassVar[str] = ""
-
-    @property
-    def name(self) -> str:
-        """What figures and tables call it."""
-        return type(self).__name__
-
-    @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, object]:
-        """Everything that determines the corruption, as plain JSON values."""
+class Corruption(Strategy):
+    """What stands at the subject's tokens at ``hook_embed``."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +38,7 @@ class GaussianNoise(Corruption):
     scale: float = 3.0
     draws: int = 5
     seed: int = 0
-    bibtex: ClassVar[str] = """@inproceedings{meng2022locating,
-  title     = {Locating and Editing Factual Associations in {GPT}},
-  author    = {Meng, Kevin and Bau, David and Andonian, Alex and Belinkov, Yonatan},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2022}
-}"""
+    bibtex: ClassVar[str] = MENG_2022
 
     def __post_init__(self) -> None:
         if not self.scale > 0:

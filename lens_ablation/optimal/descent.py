@@ -22,6 +22,7 @@ from lens_ablation.engine.proof import path_of
 from lens_ablation.engine.size import ALIVE, activation_bytes, rows_in_pass
 from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.protocol import LensModel
+from lens_ablation.optimal.batches import batch_of
 from lens_ablation.optimal.problems import Problems, Tabled, Tables
 from lens_ablation.sites import HookPoint
 
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 IMPROVEMENT = 1e-3
 """Share of a problem's gap by which an evaluation must lower it to count against its patience."""
+
+VARIANTS_IN_PASS = 4
+"""Variants that share a pass where nothing is descended on; their parts hold as many examples as leaves room for."""
 
 BLOWN_UP = 2.0
 """Times the gap of the means, past which a descent that never improved on them is called diverged."""
@@ -141,8 +145,8 @@ class Descent:
                     keep()
 
     def _descend(self) -> None:
-        part = self._part(self._batch(self.step))
-        removed, owners = self.problems.variants(self.active, self.step)
+        part = self._part(batch_of(self.step, len(self.batches), self.seed))
+        removed = self.problems.variants(self.active, self.step)
         tables = list(self.tables.values())
         for table in tables:
             table.grad = torch.zeros_like(table)
@@ -155,7 +159,7 @@ class Descent:
                 assert table.grad is not None
                 table.grad += gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
-        run_in_chunks(len(owners), max(1, self._capacity // part.n_examples), run, fixed=False)
+        run_in_chunks(len(removed), max(1, self._capacity // part.n_examples), run, fixed=False)
         self.optimizer.step()
 
     def _validate(self) -> None:
@@ -184,7 +188,7 @@ class Descent:
         self, parts: list[Part], chosen: Int[np.ndarray, " chosen"], tables: Tables | None = None
     ) -> Float[Tensor, "chosen example"]:
         """What ablation to the tables adds to the loss of the examples of ``parts``, on validation masks."""
-        removed, _ = self.problems.variants(chosen, -1)
+        removed = self.problems.variants(chosen, None)
         held = dict(self.tables)
         # without a wish for gradients, so that the passes keep nothing for the way back
         self.tables.update({point: table.detach() for point, table in (tables or held).items()})
@@ -204,19 +208,13 @@ class Descent:
         return scores
 
     def parts_of(self, task: Task) -> list[Part]:
-        """Examples made ready in parts that fit in memory."""
-        size = max(1, self._capacity // 4)
+        """Examples made ready in parts, several variants of which fit in a pass."""
+        size = max(1, self._capacity // VARIANTS_IN_PASS)
         return [self._made(task, rows) for rows in torch.arange(task.n_examples).split(size)]
 
     @property
     def _capacity(self) -> int:
         return rows_in_pass(self.model, self.training.inputs)
-
-    def _batch(self, step: int) -> int:
-        """The batch of a step: all of them once in each epoch, in another order each time."""
-        epoch, place = divmod(step, len(self.batches))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return int(torch.randperm(len(self.batches), generator=generator)[place])
 
     def _part(self, batch: int) -> Part:
         if batch in self._parts:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Literal
 
 import numpy as np
@@ -16,18 +17,18 @@ from lens_ablation.data.metrics import Metric, MetricFn
 from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
 from lens_ablation.engine.proof import refuse_store_under_hooks
+from lens_ablation.engine.variants import digest_of
 from lens_ablation.methods.optimal_constants import OptimalConstants
 from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.checks import require_meaning
 from lens_ablation.models.protocol import LensModel, require_evaluation_mode
 from lens_ablation.optimal import checkpoint
 from lens_ablation.optimal.descent import Descent, Schedule
-from lens_ablation.optimal.problems import Problems, Tables, means, spreads
+from lens_ablation.optimal.problems import Problems, Tables, means, moments, spreads
 from lens_ablation.optimal.split import Split, split_task
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import Site, SiteSet
-from lens_ablation.statistics.activation_statistics import ActivationStatistics
-from lens_ablation.statistics.collect import StatisticsPositions, collect_statistics
+from lens_ablation.statistics.collect import StatisticsPositions
 from lens_ablation.statistics.provenance import Provenance
 
 log = logging.getLogger(__name__)
@@ -113,12 +114,12 @@ def fit_optimal(
     components = as_components(sites, model)
     _require_constants(components, model)
     fraction = _fraction(joint)
-    where = positions or ("all_but_first" if anatomy(model).modality == "tokens" else "all")
+    where = ablated_positions(positions, model)
     schedule = Schedule(lr=lr, steps=steps, batch_size=batch_size, evaluate_every=evaluate_every, patience=patience)
     split = split_task(
         task, None if held_out is None else held_out.with_metric(task.metric), seed, allow_small=allow_small
     )
-    statistics = _measured(model, split, components, where, per_position=per_position)
+    statistics = moments(model, split.training, components.sets, where, per_position=per_position)
     start = means(statistics, per_position=per_position)
     descent = Descent(
         model,
@@ -148,6 +149,11 @@ def _checked(engine: Engine, model: LensModel) -> Engine:
         raise ValueError("a descent runs in the model's own dtype; leave out Engine(dtype=...), or convert the model")
     refuse_store_under_hooks(model, engine)
     return engine
+
+
+def ablated_positions(positions: StatisticsPositions | None, model: LensModel) -> StatisticsPositions:
+    """``positions``, or where none are given all but the first token of a text, and all of an image."""
+    return positions or ("all_but_first" if anatomy(model).modality == "tokens" else "all")
 
 
 def loss_metric(loss: Loss) -> Metric:
@@ -183,21 +189,6 @@ def _fraction(joint: bool | float) -> float | None:
     return float(joint)
 
 
-def _measured(
-    model: LensModel, split: Split, components: Components, where: StatisticsPositions, *, per_position: bool
-) -> ActivationStatistics:
-    return collect_statistics(
-        model,
-        split.training,
-        list(components.sets),
-        positions=where,
-        per_position=per_position,
-        histograms=False,
-        allow_small=True,
-        progress=False,
-    )
-
-
 def _provenance(
     model: LensModel,
     split: Split,
@@ -222,9 +213,10 @@ def _provenance(
             "direction": "from the untouched model" if metric is metrics.kl_from_clean else "as the metric has it",
             "task": split.training.name,
             "conditioned on": "position" if per_position else "nothing",
+            "wrong answers": [digest_of(part.wrong_answers) for part in split],
             "sites": components.digest,
             "ablated_fraction": fraction,
-            "schedule": {name: getattr(schedule, name) for name in vars(schedule)},
+            "schedule": asdict(schedule),
             "seed": descent.seed,
             "path": dict(descent.path.settings),
         },
@@ -258,13 +250,7 @@ def _finished(
     gaps = descent.gaps(held_out, every, descent.best)
     weight = next(iter(descent.best.values()))
     mean_gaps = descent.gaps(held_out, every, {point: table.to(weight) for point, table in start.items()})
-    diverged = [name for name, how in zip(_names(descent), descent.outcome, strict=True) if how == "diverged"]
-    if diverged:
-        log.warning(
-            "%d problems diverged and keep the best constants before that (%s); try a smaller lr",
-            *(len(diverged), ", ".join(diverged[:5])),
-        )
-    return OptimalConstants(
+    found = OptimalConstants(
         values={point.name: table.detach().cpu() for point, table in descent.best.items()},
         sets=descent.problems.components.sets,
         ablated_fraction=descent.problems.ablated_fraction,
@@ -277,6 +263,13 @@ def _finished(
         outcome=tuple(descent.outcome),
         provenance=provenance,
     )
+    diverged = [name for name, how in zip(found.problems, found.outcome, strict=True) if how == "diverged"]
+    if diverged:
+        log.warning(
+            "%d problems diverged and keep the best constants before that (%s); try a smaller lr",
+            *(len(diverged), ", ".join(diverged[:5])),
+        )
+    return found
 
 
 def _prefer_zeros(descent: Descent, every: np.ndarray) -> None:
@@ -287,7 +280,3 @@ def _prefer_zeros(descent: Descent, every: np.ndarray) -> None:
     descent.adopt(zeros, better)
     descent.best_gap = torch.where(better, gaps, descent.best_gap)
     descent.best_step = torch.where(better, -1, descent.best_step)
-
-
-def _names(descent: Descent) -> list[str]:
-    return descent.problems.components.names if descent.problems.ablated_fraction is None else ["all together"]

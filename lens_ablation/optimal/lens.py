@@ -20,7 +20,7 @@ from lens_ablation.engine.path import Path as Shortcuts
 from lens_ablation.engine.proof import path_of
 from lens_ablation.engine.size import rows_in_pass
 from lens_ablation.errors import UnsupportedModel
-from lens_ablation.files import read_folder, write_folder
+from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.checks import require_meaning
 from lens_ablation.models.forward import forward
@@ -37,7 +37,6 @@ from lens_ablation.optimal.lens_strategies import (
 from lens_ablation.optimal.split import split_task
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.statistics.provenance import Provenance
-from lens_ablation.studies.settings import reading, require_shape
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

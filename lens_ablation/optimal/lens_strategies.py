@@ -1,27 +1,15 @@
 """Ways of reading a prediction off the residual stream in the middle of a model."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from lens_ablation.methods.method import LI_2024
+from lens_ablation.strategy import Strategy
 
 
-class LensKind(ABC):
-    """How the residual stream that enters a block is carried to the output. Subclasses are frozen dataclasses."""
-
-    bibtex: ClassVar[str] = ""
-
-    @property
-    def name(self) -> str:
-        """What figures and tables call it."""
-        return type(self).__name__
-
-    @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, object]:
-        """Everything that determines the lens, as plain JSON values."""
+class LensKind(Strategy):
+    """How the residual stream that enters a block is carried to the output."""
 
 
 @dataclass(frozen=True)

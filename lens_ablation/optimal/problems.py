@@ -9,11 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_ablation.components import Components, draw_removals
-from lens_ablation.methods.method import Method, Replacement, Request, at_positions
+from lens_ablation.data.task import Task
+from lens_ablation.methods.method import Method, Replacement
+from lens_ablation.methods.optimal import from_tables
 from lens_ablation.models.anatomy import Anatomy
 from lens_ablation.models.protocol import LensModel
-from lens_ablation.sites import HookPoint
+from lens_ablation.sites import HookPoint, SiteSet
 from lens_ablation.statistics.activation_statistics import ActivationStatistics
+from lens_ablation.statistics.collect import StatisticsPositions, collect_statistics
 
 MASKS = 8
 """Random masks in a step, where constants are found for random parts of a set."""
@@ -43,11 +46,7 @@ class Tabled(Method):
     def prepare(
         self, model: LensModel, points: Sequence[HookPoint], examples: Int[Tensor, " example"] | None = None
     ) -> Replacement:
-        def replacement(request: Request) -> Tensor:
-            table = self.tables[request.point]
-            return at_positions(table, request, what="the constants") if self.per_position else table
-
-        return replacement
+        return from_tables(self.tables, per_position=self.per_position)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,19 +69,16 @@ class Problems:
         """How many problems there are."""
         return len(self.components) if self.ablated_fraction is None else 1
 
-    def variants(
-        self, active: Int[np.ndarray, " active"], step: int
-    ) -> tuple[Bool[np.ndarray, "variant component"], Int[np.ndarray, " variant"]]:
-        """What each variant of a training step removes, and whose problem it is; -1 as a step is for validation."""
+    def variants(self, active: Int[np.ndarray, " active"], step: int | None) -> Bool[np.ndarray, "variant component"]:
+        """What each variant of a step removes; of validation, which has no step, the same every time."""
+        n = len(self.components)
         if self.ablated_fraction is None:
-            return np.eye(len(self.components), dtype=bool)[active], active
+            return np.eye(n, dtype=bool)[active]
         if self.ablated_fraction == 1:
-            return np.ones((1, len(self.components)), dtype=bool), np.zeros(1, dtype=np.int64)
-        n_masks = VALIDATION_MASKS if step < 0 else MASKS
-        # validation masks are the same every time, and of another seed than any step's
-        seed = [self.seed, step + 1]
-        drawn = draw_removals(n_masks, len(self.components), self.ablated_fraction, "bernoulli", _one_seed(seed))
-        return drawn, np.zeros(n_masks, dtype=np.int64)
+            return np.ones((1, n), dtype=bool)
+        n_masks, place = (VALIDATION_MASKS, 0) if step is None else (MASKS, step + 1)
+        seed = int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0])
+        return draw_removals(n_masks, n, self.ablated_fraction, "bernoulli", seed)
 
     def owner(self, point: HookPoint, sizes: Anatomy) -> Int[Tensor, "*coordinate"]:
         """The problem that each coordinate at a hook belongs to; -1 for none."""
@@ -104,8 +100,20 @@ class Problems:
         return self.owners[point]
 
 
-def _one_seed(parts: Sequence[int]) -> int:
-    return int(np.random.SeedSequence(list(parts)).generate_state(1)[0])
+def moments(
+    model: LensModel, task: Task, sets: Sequence[SiteSet], positions: StatisticsPositions, *, per_position: bool
+) -> ActivationStatistics:
+    """Means and variances at the hooks of ``sets``, from however few examples there are."""
+    return collect_statistics(
+        model,
+        task,
+        list(sets),
+        positions=positions,
+        per_position=per_position,
+        histograms=False,
+        allow_small=True,
+        progress=False,
+    )
 
 
 def spreads(statistics: ActivationStatistics) -> dict[HookPoint, float]:
@@ -125,7 +133,7 @@ def means(statistics: ActivationStatistics, *, per_position: bool) -> Tables:
     found: Tables = {}
     for point in statistics:
         measured = statistics[point]
-        pooled = measured.mean.float()
+        pooled = measured.mean
         if not per_position:
             found[point] = pooled
             continue
@@ -135,7 +143,7 @@ def means(statistics: ActivationStatistics, *, per_position: bool) -> Tables:
         whole = int((count == count.max()).nonzero()[-1])
         tail = total[whole:].sum(dim=0) / count[whole:].sum().clamp(min=1)
         known = count[:whole] > 0
-        table[:whole][known] = measured.positions.mean[:whole][known].float()
-        table[whole:] = tail.float()
+        table[:whole][known] = measured.positions.mean[:whole][known]
+        table[whole:] = tail
         found[point] = table
     return found

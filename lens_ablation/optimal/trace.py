@@ -16,7 +16,7 @@ from lens_ablation.data.metrics import answer_logits
 from lens_ablation.data.task import Task
 from lens_ablation.engine.size import rows_in_pass
 from lens_ablation.errors import UnsupportedModel
-from lens_ablation.files import read_folder, write_folder
+from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.capture import capture
 from lens_ablation.models.checks import require_meaning
@@ -28,7 +28,7 @@ from lens_ablation.optimal.vectors import fit_vectors, rows_of_vectors
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import HookPoint, SiteSet, attentions, heads, mlps
 from lens_ablation.studies.intervals import Interval
-from lens_ablation.studies.settings import reading, require_shape, study_settings
+from lens_ablation.studies.settings import study_settings
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

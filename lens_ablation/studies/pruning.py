@@ -1,7 +1,7 @@
 """Growing fractions of a set of sites ablated, under several methods on identical masks."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +18,14 @@ from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
 from lens_ablation.engine.removals import Ablation, Packed
 from lens_ablation.engine.variants import run_variants
-from lens_ablation.files import read_folder, write_folder
+from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.masks import Order, Rounding, nested_removals
-from lens_ablation.studies.settings import method_settings, named_methods, reading, require_shape, study_settings
+from lens_ablation.studies.settings import method_settings, named_methods, study_settings
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -202,7 +202,7 @@ def pruning_curve(
                 [Ablation(chosen, removed, method)],
                 positions=positions,
                 batch_size=batch_size,
-                engine=_of_method(engine, place),
+                engine=None if engine is None else engine.part(f"method-{place}"),
                 advance=advance,
             )
             for place, method in enumerate(compared.values())
@@ -226,10 +226,3 @@ def pruning_curve(
             "engine": [part.how for part in scores],
         },
     )
-
-
-def _of_method(engine: Engine | None, place: int) -> Engine | None:
-    """The engine with a store of its own for one of the methods."""
-    if engine is None or engine.store is None:
-        return engine
-    return replace(engine, store=Path(engine.store) / f"method-{place}")

@@ -1,15 +1,10 @@
 """What a result says of how it was made."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-
-from torch import Tensor
+from collections.abc import Mapping, Sequence
 
 from lens_ablation.ablation import Positions
 from lens_ablation.data.metrics import Metric
 from lens_ablation.data.task import Task
-from lens_ablation.errors import DamagedFile
 from lens_ablation.methods.method import Method
 from lens_ablation.models.fingerprint import fingerprint, model_name, versions, weight_processing
 from lens_ablation.models.protocol import LensModel
@@ -31,29 +26,6 @@ def study_settings(model: LensModel, task: Task, positions: Positions) -> dict[s
         "positions": positions if isinstance(positions, str) else positions.tolist(),
         "versions": versions(),
     }
-
-
-@contextmanager
-def reading(folder: str | Path) -> Iterator[None]:
-    """Report whatever is wrong with the content of a result's files as ``DamagedFile``."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if isinstance(error, DamagedFile):
-            raise
-        raise DamagedFile(
-            f"the result in {folder} was changed after it was written: {error}. Make it again."
-        ) from error
-
-
-def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse a stored tensor of another shape than the rest of the result implies.
-
-    Raises:
-        ValueError: the shape is another.
-    """
-    if tensor.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)} and should have {shape}")
 
 
 def method_settings(method: Method) -> Mapping[str, object]:

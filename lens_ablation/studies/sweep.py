@@ -17,13 +17,13 @@ from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
 from lens_ablation.engine.removals import Ablation, OneEach
 from lens_ablation.engine.variants import run_variants
-from lens_ablation.files import read_folder, write_folder
+from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.intervals import Interval, bootstrap_interval, weighted_mean
-from lens_ablation.studies.settings import method_settings, reading, require_shape, study_settings
+from lens_ablation.studies.settings import method_settings, study_settings
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
