@@ -23,7 +23,6 @@ from lens_ablation.sites import SiteSet
 
 MEASURED = Path(__file__).parent / "optimal.json"
 N_FITTED, N_JUDGED = 384, 200
-STEPS, EVALUATE_EVERY = 150, 50
 N_FACTS = 200
 VECTOR_STEPS = 80
 ONE_LENGTH = 17
@@ -122,8 +121,6 @@ def measure_compare() -> list[Row]:
                 case.fitted,
                 case.sites,
                 per_position="per position" in name,
-                steps=STEPS,
-                evaluate_every=EVALUATE_EVERY,
                 progress=False,
             )
             for name in case.constants
@@ -308,8 +305,6 @@ def main(parts: list[str]) -> None:
         begun = time.perf_counter()
         measured[part] = PARTS[part]()
         measured["settings"] = {
-            "steps": STEPS,
-            "evaluate_every": EVALUATE_EVERY,
             "facts": N_FACTS,
             "torch": torch.__version__,
             "minutes": {**measured.get("settings", {}).get("minutes", {}), part: (time.perf_counter() - begun) / 60},

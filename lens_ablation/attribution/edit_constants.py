@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_ablation.attribution.editing import ROUNDING, Edit, effect_of, parts_of
+from lens_ablation.attribution.editing import ROUNDING, Edit, parts_of
 from lens_ablation.components import Components
 from lens_ablation.data.metrics import Metric, choices_of, kl_from_clean, top1
 from lens_ablation.data.task import Task, joined
@@ -106,11 +106,22 @@ def fit_edit_constants(
     groups = {"target": target, "reference": reference}
     if validation is not None:
         groups |= {"validation target": validation[0], "validation reference": validation[1]}
-    methods = (method,) * len(sets)
-    components = Components(tuple(sets))
-    effects = {
-        name: effect_of(model, part, components, methods, judge=judge, engine=None) for name, part in groups.items()
-    }
+    fitted = replace(
+        edit,
+        components=Components(tuple(sets)),
+        scores=edit.scores[torch.from_numpy(np.flatnonzero(edit.flags(k)[0]))],
+        order=np.arange(k),
+        k=k,
+        methods=(method,) * len(sets),
+        settings={
+            **edit.settings,
+            "judge": judge.name,
+            "k_chosen_on": "given",
+            "constants": dict(method.settings),
+            "chosen_from": len(edit.components),
+        },
+    )
+    effects = {name: fitted.measure(model, part, judge=judge) for name, part in groups.items()}
     prefix = "" if validation is None else "validation "
     seen = [effects[f"{prefix}target"], effects[f"{prefix}reference"]]
     tolerance = float(str(edit.settings["tolerance"]))
@@ -123,23 +134,7 @@ def fit_edit_constants(
             "spares_reference": [True, kept],
         }
     )
-    return replace(
-        edit,
-        components=components,
-        scores=edit.scores[torch.from_numpy(np.flatnonzero(edit.flags(k)[0]))],
-        order=np.arange(k),
-        k=k,
-        effects=effects,
-        scan=scan,
-        methods=methods,
-        settings={
-            **edit.settings,
-            "judge": judge.name,
-            "k_chosen_on": "given",
-            "constants": dict(method.settings),
-            "chosen_from": len(edit.components),
-        },
-    )
+    return replace(fitted, effects=effects, scan=scan)
 
 
 def _marked(target: Task, reference: Task) -> Task:

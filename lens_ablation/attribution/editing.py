@@ -452,20 +452,6 @@ def _chosen(scan: pd.DataFrame, direction: Direction, tolerance: float) -> int:
     return best
 
 
-def effect_of(
-    model: LensModel,
-    task: Task,
-    components: Components,
-    methods: tuple[Method, ...],
-    *,
-    judge: Metric,
-    engine: Engine | None,
-) -> Effect:
-    """What ablating all of some components does to the examples of a task."""
-    flags = np.ones((1, len(components)), dtype=bool)
-    return _effect(_setting(model, task, components, methods, engine), flags, judge, None)
-
-
 def _effect(setting: Setting, flags: np.ndarray, judge: Metric, predicted: float | None) -> Effect:
     def run(one: Setting) -> tuple[Float[Tensor, " example"], Float[Tensor, " example"]]:
         scores = run_variants(one.model, one.task, one.ablations(flags), engine=one.engine)

@@ -33,6 +33,13 @@ class GaussianNoise(Corruption):
     Reference:
         Meng, Bau, Andonian, Belinkov, *Locating and Editing Factual Associations in GPT*, 2022, arXiv:2202.05262,
         section 2.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-lm")
+        >>> task = la.tasks.facts(model, n=40, split="train")
+        >>> la.trace(model, task, la.GaussianNoise(scale=2.0, draws=1), progress=False).settings["corruption"]["name"]
+        'GaussianNoise'
     """
 
     scale: float = 3.0
@@ -78,6 +85,14 @@ class OptimalVector(Corruption):
 
     Reference:
         Li and Janson, *Optimal ablation for interpretability*, 2024, arXiv:2409.09951, section 4.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-lm")
+        >>> task = la.tasks.facts(model, n=60, split="train")
+        >>> found = la.trace(model, task, la.OptimalVector(steps=5), positions=["last"], progress=False)
+        >>> found.effect.shape
+        torch.Size([1, 4])
     """
 
     steps: int = 200

@@ -1,6 +1,5 @@
 """Lenses: what the residual stream in the middle of a model would predict."""
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_ablation.data import metrics
@@ -21,11 +20,11 @@ from lens_ablation.engine.proof import path_of
 from lens_ablation.engine.size import rows_in_pass
 from lens_ablation.errors import UnsupportedModel
 from lens_ablation.files import read_folder, reading, require_shape, write_folder
-from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.checks import require_meaning
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import LensModel, input_device, require_evaluation_mode
-from lens_ablation.optimal.lens_passes import LensPart, Parameters, replaces_attention, start_of
+from lens_ablation.optimal.batches import batch_of
+from lens_ablation.optimal.lens_passes import LensPart, Parameters, examples_in_pass, replaces_attention, start_of
 from lens_ablation.optimal.lens_strategies import (
     Fitted,
     LensKind,
@@ -40,8 +39,6 @@ from lens_ablation.statistics.provenance import Provenance
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-log = logging.getLogger(__name__)
 
 EVALUATIONS = 10
 """Validations in a fit; of each layer the best parameters are kept."""
@@ -98,9 +95,8 @@ class Lens:
         task = as_task(data, model).with_metric(metrics.kl_from_clean)
         parameters = {name: value.to(next(iter(model.parameters()))) for name, value in self.parameters.items()}
         found: list[Tensor] = []
-        size = max(1, rows_in_pass(model, task.inputs) // anatomy(model).n_layers)
         with torch.no_grad(), frozen_weights(model):
-            for rows in torch.arange(task.n_examples).split(size):
+            for rows in torch.arange(task.n_examples).split(examples_in_pass(model, task)):
                 part = LensPart(self.kind, model, task, rows, _path(model), Engine().clean_bytes)
                 found.append(part.logits(parameters).detach().float().cpu())
         return torch.cat(found, dim=1)
@@ -265,25 +261,17 @@ class _Fit:
         leaves = list(self.parameters.values())
         optimizer = torch.optim.AdamW(leaves, lr=kind.lr, weight_decay=0.0)
         batches = torch.arange(self.training.n_examples).split(kind.batch_size)
-        share = self.clean_bytes // len(batches)
-        made: dict[int, LensPart] = {}
+        made: dict[int, list[LensPart]] = {}
         validated = self.parts(self.validation)
         lowest = self.divergence(validated, self.parameters).mean(dim=1)
         every = max(1, kind.steps // EVALUATIONS)
         with progress_bar(progress, kind.steps, kind.name, "step") as advance:
             for step in range(kind.steps):
-                epoch, place = divmod(step, len(batches))
-                order = torch.randperm(
-                    len(batches), generator=torch.Generator().manual_seed(kind.seed * 1_000_003 + epoch)
-                )
-                batch = int(order[place])
+                batch = batch_of(step, len(batches), kind.seed)
                 if batch not in made:
-                    made[batch] = LensPart(self.kind, self.model, self.training, batches[batch], self.path, share)
-                with torch.enable_grad():
-                    total = made[batch].divergence(self.parameters).mean(dim=1).sum()
-                    found = torch.autograd.grad(total, leaves)
-                for value, gradient in zip(leaves, found, strict=True):
-                    value.grad = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+                    made[batch] = self.parts(self.training, batches[batch], self.clean_bytes // len(batches))
+                for value, gradient in zip(leaves, self._gradients(made[batch], leaves), strict=True):
+                    value.grad = gradient
                 optimizer.step()
                 advance(1)
                 if (step + 1) % every == 0 or step + 1 == kind.steps:
@@ -291,11 +279,25 @@ class _Fit:
                     self._keep(now < lowest)
                     lowest = torch.where(now < lowest, now, lowest)
 
-    def parts(self, task: Task) -> list[LensPart]:
+    def _gradients(self, parts: list[LensPart], leaves: list[Tensor]) -> list[Tensor]:
+        """Gradients of the mean divergence over the examples of some parts, summed over layers."""
+        total = [torch.zeros_like(leaf) for leaf in leaves]
+        n_examples = sum(part.n_examples for part in parts)
+        for part in parts:
+            with torch.enable_grad():
+                found = torch.autograd.grad(part.divergence(self.parameters).sum() / n_examples, leaves)
+            for gradient, added in zip(total, found, strict=True):
+                gradient += added.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return total
+
+    def parts(
+        self, task: Task, rows: Int[Tensor, " row"] | None = None, clean_bytes: int | None = None
+    ) -> list[LensPart]:
         """Examples ready to be read, in parts that fit in memory."""
-        size = max(1, rows_in_pass(self.model, task.inputs) // anatomy(self.model).n_layers)
-        rows = torch.arange(task.n_examples).split(size)
-        return [LensPart(self.kind, self.model, task, part, self.path, self.clean_bytes // len(rows)) for part in rows]
+        rows = torch.arange(task.n_examples) if rows is None else rows
+        pieces = rows.split(examples_in_pass(self.model, task))
+        share = (self.clean_bytes if clean_bytes is None else clean_bytes) // len(pieces)
+        return [LensPart(self.kind, self.model, task, piece, self.path, share) for piece in pieces]
 
     def divergence(self, parts: list[LensPart], parameters: Mapping[str, Any]) -> Float[Tensor, "layer example"]:
         """KL of every layer on the examples of some parts."""

@@ -12,12 +12,13 @@ from lens_ablation.data.task import Task
 from lens_ablation.engine.clean import Residual
 from lens_ablation.engine.part import Part
 from lens_ablation.engine.path import Path
+from lens_ablation.engine.size import rows_in_pass
 from lens_ablation.methods.method import Method, Replacement, Request
 from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.protocol import LensModel, input_device
 from lens_ablation.optimal.lens_strategies import LensKind, MeanAttention, OptimalConstantAttention, TunedLens
+from lens_ablation.optimal.problems import moments
 from lens_ablation.sites import HookPoint, attentions
-from lens_ablation.statistics.collect import collect_statistics
 
 Parameters = dict[str, Float[Tensor, "layer ..."]]
 """What a lens has learned, one entry to a layer that it reads: ``constants [layer, block, d_model]``, or ``maps [layer,
@@ -39,11 +40,14 @@ def start_of(kind: LensKind, model: LensModel, task: Task) -> Parameters:
     if not replaces_attention(kind):
         return {}
     layers = attentions(model)
-    measured = collect_statistics(
-        model, task, layers, positions="answer", histograms=False, allow_small=True, progress=False
-    )
+    measured = moments(model, task, [layers], "answer", per_position=False)
     means = torch.stack([measured[point].mean for point in layers.hook_points]).to(weight)
     return {"constants": means.repeat(n, 1, 1)}
+
+
+def examples_in_pass(model: LensModel, task: Task) -> int:
+    """Examples whose every layer is read in one forward pass."""
+    return max(1, rows_in_pass(model, task.inputs) // anatomy(model).n_layers)
 
 
 class LensPart:
@@ -65,6 +69,7 @@ class LensPart:
         self.constants = _ByLensLayer(len(rows))
         sets = [(attentions(model), self.constants)] if replaces_attention(kind) else []
         self.part = Part(model, task, sets, "all", rows, path, clean_bytes=clean_bytes, gradients=True)
+        self.n_examples = len(rows)
 
     def residual(self, parameters: Mapping[str, Float[Tensor, "layer ..."]]) -> Residual:
         """What goes into the final norm, rows ``[layer, example]``."""

@@ -18,6 +18,12 @@ class LogitLens(LensKind):
 
     Reference:
         nostalgebraist, *interpreting GPT: the logit lens*, 2020.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-vit")
+        >>> la.fit_lens(model, la.tasks.digits(model, n=60), la.LogitLens(), progress=False).kl.shape
+        torch.Size([4])
     """
 
     @property
@@ -61,6 +67,12 @@ class TunedLens(Fitted):
 
     Reference:
         Belrose et al., *Eliciting Latent Predictions from Transformers with the Tuned Lens*, 2023, arXiv:2303.08112.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-vit")
+        >>> la.fit_lens(model, la.tasks.digits(model, n=60), la.TunedLens(steps=5), progress=False).kl.shape
+        torch.Size([4])
     """
 
     bibtex: ClassVar[str] = """@article{belrose2023eliciting,
@@ -85,6 +97,13 @@ class OptimalConstantAttention(Fitted):
     Reference:
         Li and Janson, *Optimal ablation for interpretability*, 2024, arXiv:2409.09951, section 5. There the constants
         begin at random, and only the last token is read.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-vit")
+        >>> kind = la.OptimalConstantAttention(steps=5)
+        >>> la.fit_lens(model, la.tasks.digits(model, n=60), kind, progress=False).kl.shape
+        torch.Size([4])
     """
 
     bibtex: ClassVar[str] = LI_2024
@@ -96,7 +115,17 @@ class OptimalConstantAttention(Fitted):
 
 @dataclass(frozen=True)
 class MeanAttention(LensKind):
-    """The rest of the model with every later attention output at its mean; nothing but means is measured."""
+    """The rest of the model with every later attention output at its mean; nothing but means is measured.
+
+    Reference:
+        Li and Janson, *Optimal ablation for interpretability*, 2024, arXiv:2409.09951, section 5.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-vit")
+        >>> la.fit_lens(model, la.tasks.digits(model, n=60), la.MeanAttention(), progress=False).kl.shape
+        torch.Size([4])
+    """
 
     bibtex: ClassVar[str] = LI_2024
 

@@ -9,10 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_ablation.ablation import Firings, Rows, removal_masks, replacing_hooks
+from lens_ablation.data.inputs import rows_that_fit
 from lens_ablation.data.metrics import answer_logits
 from lens_ablation.data.task import Task
+from lens_ablation.engine.memory import run_in_chunks
 from lens_ablation.methods.counterfactual import Counterfactual
 from lens_ablation.models.anatomy import anatomy
+from lens_ablation.models.capture import capture
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import FwdHook, LensModel, input_device
 from lens_ablation.sites import SiteSet
@@ -20,8 +23,8 @@ from lens_ablation.sites import SiteSet
 EMBEDDING = "hook_embed"
 """Where subjects are corrupted: the token embedding, before positions are added."""
 
-Embed = Callable[[Float[Tensor, "row pos d_model"], Bool[Tensor, "row pos"]], Float[Tensor, "row pos d_model"]]
-"""``(embedding, subject's tokens) -> embedding`` of the rows ``[variant, example]`` of a pass."""
+Embed = Callable[[Float[Tensor, "variant example pos d_model"], slice], Float[Tensor, "#variant example pos d_model"]]
+"""``(embedding, variants) -> embedding`` that the subjects' tokens get in the variants of a pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,27 @@ class Restorations:
 
     def __len__(self) -> int:
         return len(self.flags)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How many rows (prompts x variants) a forward pass holds.
+
+    Attributes:
+        rows: That many at most; a pass has one prompt and one variant at least.
+        fixed: Whether the caller chose them, and not the machine's memory.
+    """
+
+    rows: int
+    fixed: bool
+
+    def n_prompts(self, n_variants: int) -> int:
+        """Prompts that are run together, with all variants where they fit."""
+        return max(1, self.rows // n_variants)
+
+    def run(self, n_variants: int, n_prompts: int, run: Callable[[slice], None]) -> None:
+        """Call ``run`` on the variants of each pass."""
+        run_in_chunks(n_variants, max(1, self.rows // n_prompts), run, fixed=self.fixed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,15 +108,30 @@ class Restored:
         task = replace(prompts.task, counterfactuals=prompts.task.inputs)
         self.clean = Counterfactual(task).prepare(model, sites.hook_points)
 
-    def probabilities(self, restorations: Restorations, embed: Embed) -> Float[Tensor, "variant example"]:
-        """Probability of the answer in each variant, in one forward pass; gradients reach what ``embed`` closes over.
+    def probabilities(
+        self, restorations: Restorations, embed: Embed, passes: Passes
+    ) -> Float[Tensor, "variant example"]:
+        """Probability of the answer in each variant, in as many forward passes as its rows ask for."""
+        found = torch.empty(len(restorations), len(self.prompts))
+
+        def run(variants: slice) -> None:
+            found[variants] = self.in_one_pass(restorations, embed, variants).detach().float().cpu()
+
+        passes.run(len(restorations), len(self.prompts), run)
+        return found
+
+    def in_one_pass(
+        self, restorations: Restorations, embed: Embed, variants: slice
+    ) -> Float[Tensor, "variant example"]:
+        """Probability of the answer in some variants; gradients reach what ``embed`` closes over.
 
         Raises:
             HookDidNotFire: a hook fired a wrong number of times.
         """
+        restorations = restorations.take(variants)
         n, prompts, device = len(restorations), self.prompts, input_device(self.model)
         task, firings = prompts.task, Firings()
-        corrupt = _Corrupt(prompts.subject.repeat(n, 1).to(device), embed, firings)
+        corrupt = _Corrupt(prompts.subject.to(device), embed, variants, firings)
         pairs = [(EMBEDDING, corrupt), *self._restoring(restorations, firings)]
         inputs = task.inputs.repeat(n, 1).to(device)
         mask = None if task.attention_mask is None else task.attention_mask.repeat(n, 1).to(device)
@@ -116,6 +155,18 @@ class Restored:
         return replacing_hooks(masks, self.clean, rows, firings, positional=True)
 
 
+def activations_at(
+    model: LensModel, task: Task, name: str, chosen: Bool[Tensor, "example pos"]
+) -> Float[Tensor, "token d_model"]:
+    """Untouched activations of a hook at some tokens of all prompts."""
+    found: list[Tensor] = []
+    for rows in torch.arange(task.n_examples).split(rows_that_fit(task.inputs)):
+        part = task.select(rows)
+        captured = capture(model, part.inputs, [name], attention_mask=part.attention_mask)[name]
+        found.append(captured[chosen[rows].to(captured.device)])
+    return torch.cat(found)
+
+
 def answer_probability(logits: Float[Tensor, "row pos d_vocab"], task: Task) -> Float[Tensor, " row"]:
     """Probability of the one answer of each row."""
     p = answer_logits(logits, task)[:, 0].softmax(dim=-1)
@@ -126,8 +177,9 @@ def answer_probability(logits: Float[Tensor, "row pos d_vocab"], task: Task) -> 
 class _Corrupt:
     """Corrupts the embedding of the subject, and counts itself."""
 
-    subject: Bool[Tensor, "row pos"]
+    subject: Bool[Tensor, "example pos"]
     embed: Embed
+    variants: slice
     firings: Firings
 
     def __post_init__(self) -> None:
@@ -135,8 +187,9 @@ class _Corrupt:
 
     def __call__(self, activation: Float[Tensor, "row pos d_model"], hook: object) -> Float[Tensor, "row pos d_model"]:
         self.firings.counts[self.place] += 1
-        changed = self.embed(activation, self.subject).to(activation)
-        return torch.where(self.subject[:, :, None], changed, activation)
+        by_variant = activation.unflatten(0, (-1, len(self.subject)))
+        changed = self.embed(by_variant, self.variants).to(activation)
+        return torch.where(self.subject[:, :, None], changed, by_variant).flatten(0, 1)
 
 
 def groups_of(names: Sequence[str], task: Task) -> Int[Tensor, "group example target"]:

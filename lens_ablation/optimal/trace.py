@@ -12,19 +12,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_ablation.data.as_task import as_task
+from lens_ablation.data.inputs import rows_that_fit
 from lens_ablation.data.metrics import answer_logits
 from lens_ablation.data.task import Task
 from lens_ablation.engine.size import rows_in_pass
 from lens_ablation.errors import UnsupportedModel
 from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.models.anatomy import anatomy
-from lens_ablation.models.capture import capture
 from lens_ablation.models.checks import require_meaning
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import LensModel, input_device, require_evaluation_mode
 from lens_ablation.optimal.corruption import Corruption, GaussianNoise, OptimalVector
-from lens_ablation.optimal.restoration import EMBEDDING, Prompts, Restorations, Restored, groups_of
-from lens_ablation.optimal.vectors import fit_vectors, rows_of_vectors
+from lens_ablation.optimal.restoration import (
+    EMBEDDING,
+    Passes,
+    Prompts,
+    Restorations,
+    Restored,
+    activations_at,
+    groups_of,
+)
+from lens_ablation.optimal.vectors import fit_vectors, in_place_of_subject
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import HookPoint, SiteSet, attentions, heads, mlps
 from lens_ablation.studies.intervals import Interval
@@ -219,11 +227,11 @@ def trace(
     sites = _sites(model, task, restore, window, subject)
     prompts = _answered(model, task, positions, subject)
     restorations = _restorations(sites, window, len(positions))
-    size = max(1, (batch_size or rows_in_pass(model, task.inputs)) // (len(restorations) + 1))
+    passes = Passes(batch_size or rows_in_pass(model, task.inputs), fixed=batch_size is not None)
     if isinstance(corruption, GaussianNoise):
-        found, prompts = _under_noise(model, prompts, restorations, corruption, size, progress)
+        found, prompts = _under_noise(model, prompts, restorations, corruption, passes, progress)
     elif isinstance(corruption, OptimalVector):
-        found, prompts = _under_vectors(model, prompts, restorations, corruption, size, progress)
+        found, prompts = _under_vectors(model, prompts, restorations, corruption, passes, progress)
     else:
         raise ValueError(f"corruption must be GaussianNoise or OptimalVector, got {corruption!r}")
     _require_loss(prompts, found[-1], corruption)
@@ -272,7 +280,7 @@ def _answered(model: LensModel, task: Task, positions: Sequence[str], subject: s
         raise ValueError("tracing asks one question of a prompt, and this task asks several")
     likeliest, clean = [], []
     with torch.inference_mode():
-        for batch in task.batches(64):
+        for batch in task.batches(rows_that_fit(task.inputs)):
             part = batch.to(input_device(model))
             logits = forward(model, part.inputs, attention_mask=part.attention_mask)
             read = answer_logits(logits, part)[:, 0]
@@ -305,46 +313,54 @@ def _restorations(sites: SiteSet, window: int, n_groups: int) -> Restorations:
 
 
 def _under_noise(
-    model: LensModel, prompts: Prompts, restorations: Restorations, noise: GaussianNoise, size: int, progress: Progress
+    model: LensModel,
+    prompts: Prompts,
+    restorations: Restorations,
+    noise: GaussianNoise,
+    passes: Passes,
+    progress: Progress,
 ) -> tuple[Float[Tensor, "variant example"], Prompts]:
     spread = _spread(model, prompts.task)
     n_pos = prompts.task.inputs.shape[1]
     total = torch.zeros(len(restorations), len(prompts))
     drawn = [noise.noise(spread, len(prompts), n_pos, draw) for draw in range(noise.draws)]
     with progress_bar(progress, noise.draws * len(prompts), "tracing", "prompt") as advance, torch.inference_mode():
-        for rows in torch.arange(len(prompts)).split(size):
+        for rows in torch.arange(len(prompts)).split(passes.n_prompts(len(restorations))):
             restored = Restored(model, prompts.select(rows), restorations.sites)
             for one in drawn:
-                added = one[rows].repeat(len(restorations), 1, 1)
+                added = one[rows]
                 found = restored.probabilities(
-                    restorations, lambda embedding, subject, added=added: embedding + added.to(embedding)
+                    restorations, lambda embedding, variants, added=added: embedding + added.to(embedding), passes
                 )
-                total[:, rows] += found.float().cpu() / noise.draws
+                total[:, rows] += found / noise.draws
                 advance(len(rows))
     return total, prompts
 
 
 def _under_vectors(
-    model: LensModel, prompts: Prompts, restorations: Restorations, way: OptimalVector, size: int, progress: Progress
+    model: LensModel,
+    prompts: Prompts,
+    restorations: Restorations,
+    way: OptimalVector,
+    passes: Passes,
+    progress: Progress,
 ) -> tuple[Float[Tensor, "variant example"], Prompts]:
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(way.seed))
     n_fit = int(0.6 * len(prompts))
     fitted, judged = prompts.select(order[:n_fit]), prompts.select(order[n_fit:])
-    vectors = fit_vectors(model, fitted, restorations, way, size, progress)
+    embed = in_place_of_subject(fit_vectors(model, fitted, restorations, way, passes, progress))
     found = torch.empty(len(restorations), len(judged))
     with torch.inference_mode():
-        for rows in torch.arange(len(judged)).split(size):
+        for rows in torch.arange(len(judged)).split(passes.n_prompts(len(restorations))):
             restored = Restored(model, judged.select(rows), restorations.sites)
-            found[:, rows] = restored.probabilities(restorations, rows_of_vectors(vectors, len(rows))).float().cpu()
+            found[:, rows] = restored.probabilities(restorations, embed, passes)
     return found, judged
 
 
 def _spread(model: LensModel, task: Task) -> Float[Tensor, " d_model"]:
     """Standard deviation of each coordinate of what enters the first block, over all real tokens."""
-    name = HookPoint("resid_pre", 0).name
-    found = capture(model, task.inputs, [name], attention_mask=task.attention_mask)[name]
     real = torch.ones(task.inputs.shape, dtype=torch.bool) if task.attention_mask is None else task.attention_mask
-    return found[real.bool().to(found.device)].float().std(dim=0)
+    return activations_at(model, task, HookPoint("resid_pre", 0).name, real.bool()).float().std(dim=0)
 
 
 def _require_loss(prompts: Prompts, corrupted: Float[Tensor, " example"], corruption: Corruption) -> None:

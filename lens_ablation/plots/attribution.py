@@ -7,14 +7,13 @@ import plotly.graph_objects as go
 from lens_ablation.attribution.attribution import Attribution
 from lens_ablation.attribution.correlation import CounterfactualCorrelation
 from lens_ablation.plots.style import (
-    DASHES,
     FONT_SIZE,
     MUTED,
     PALETTE,
-    SYMBOLS,
     TEXT,
     add_note,
     band,
+    line,
     metric_name,
     metric_with_unit,
     new_figure,
@@ -104,14 +103,11 @@ def correlation_figure(correlation: CounterfactualCorrelation) -> go.Figure:
     for i, name in enumerate(correlation.attributions):
         figure.add_trace(band(x, low[i].numpy(), high[i].numpy(), i))
         figure.add_trace(
-            go.Scatter(
-                x=x,
-                y=mean[i],
-                mode="lines+markers",
-                name=f"{plain(name)} ({correlation.n_passes[i]:,} passes)",
-                legendgroup=str(i),
-                line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
-                marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
+            line(
+                x,
+                mean[i],
+                f"{plain(name)} ({correlation.n_passes[i]:,} passes)",
+                i,
                 hovertemplate=f"<b>{plain(name)}</b><br>%{{x:g}} % ablated<br>r = <b>%{{y:.3f}}</b><extra></extra>",
             )
         )

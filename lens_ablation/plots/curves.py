@@ -5,13 +5,11 @@ import plotly.graph_objects as go
 
 from lens_ablation.plots.grid import site_noun
 from lens_ablation.plots.style import (
-    DASHES,
     FONT_SIZE,
     MUTED,
-    PALETTE,
-    SYMBOLS,
     add_note,
     band,
+    line,
     metric_name,
     metric_with_unit,
     new_figure,
@@ -75,14 +73,11 @@ def _line(curve: PruningCurve, mean: np.ndarray, method: str, i: int) -> go.Scat
         [np.asarray(curve.n_removed), mean.min(axis=0), mean.max(axis=0), 100 * np.asarray(curve.fractions)], axis=-1
     )
     spread = "<br>seeds %{customdata[1]:.4g} to %{customdata[2]:.4g}" if len(curve.seeds) > 1 else ""
-    return go.Scatter(
-        x=_removed_percent(curve),
-        y=middle,
-        mode="lines+markers",
-        name=plain(method),
-        legendgroup=str(i),
-        line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
-        marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
+    return line(
+        _removed_percent(curve),
+        middle,
+        plain(method),
+        i,
         customdata=details,
         hovertemplate=(
             f"<b>{plain(method)}</b><br>%{{customdata[0]}} of {curve.n_sites} sites removed "

@@ -4,13 +4,12 @@ import plotly.graph_objects as go
 
 from lens_ablation.attribution.editing import Edit
 from lens_ablation.plots.style import (
-    DASHES,
     FONT_SIZE,
     MUTED,
     NOTE_SIZE,
-    PALETTE,
     SYMBOLS,
     add_note,
+    line,
     new_figure,
     plain,
     setting_words,
@@ -37,12 +36,11 @@ def edit_figure(edit: Edit) -> go.Figure:
     for i, (name, effect) in enumerate(shown.items()):
         symbols = [SYMBOLS[i] if spares else f"{SYMBOLS[i]}-open" for spares in edit.scan["spares_reference"]]
         figure.add_trace(
-            go.Scatter(
-                x=edit.scan["k"],
-                y=100 * edit.scan[name],
-                name=f"{name} ({effect.n_examples:,})",
-                mode="lines+markers",
-                line={"color": PALETTE[i], "dash": DASHES[i], "width": 2.5},
+            line(
+                edit.scan["k"].to_numpy(),
+                100 * edit.scan[name].to_numpy(),
+                f"{name} ({effect.n_examples:,})",
+                i,
                 marker={"symbol": symbols, "size": 8},
                 hovertemplate=f"{name}: %{{y:.1f}} % with %{{x}} ablated<extra></extra>",
             )

@@ -7,21 +7,9 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from lens_ablation.data.task import Task
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.optimal.lens import Lens
-from lens_ablation.plots.style import (
-    COLOUR_BAR_MARGIN,
-    DASHES,
-    FONT_SIZE,
-    PALETTE,
-    SYMBOLS,
-    add_note,
-    band,
-    literal,
-    new_figure,
-    plain,
-)
+from lens_ablation.plots.style import COLOUR_BAR_MARGIN, FONT_SIZE, add_note, band, line, literal, new_figure, plain
 
 TOP = 5
 """Tokens shown on hover."""
@@ -61,14 +49,11 @@ def lenses_figure(lenses: Sequence[Lens]) -> go.Figure:
         mean, half = lens.kl.numpy(), 1.96 * lens.error.numpy()
         figure.add_trace(band(layers, np.maximum(mean - half, mean / 10), mean + half, i))
         figure.add_trace(
-            go.Scatter(
-                x=layers,
-                y=mean,
-                mode="lines+markers",
-                name=plain(lens.kind.name),
-                legendgroup=str(i),
-                line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
-                marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8},
+            line(
+                layers,
+                mean,
+                plain(lens.kind.name),
+                i,
                 hovertemplate=f"<b>{plain(lens.kind.name)}</b><br>before block %{{x}}: %{{y:.3f}} nats<extra></extra>",
             )
         )
@@ -104,11 +89,12 @@ def lens_tokens_figure(lens: Lens, model: LensModel, tokens: Tensor) -> go.Figur
         raise ValueError(f"one text is drawn at a time, and there are {len(tokens)} rows; pass tokens[0]")
     if tokenizer is None:
         raise ValueError("the model has no tokenizer to spell tokens with; draw lens.plot() instead")
-    task = _of_one(row)
-    found = torch.cat([lens.logits(model, task)[:, 0], lens.output(model, task)[None, 0]]).log_softmax(dim=-1)
+    text = row[None]
+    found = torch.cat([lens.logits(model, text)[:, 0], lens.output(model, text)[None, 0]]).log_softmax(dim=-1)
     kl = (found[-1].exp() * (found[-1] - found)).sum(dim=-1)
     best, which = found.exp().topk(TOP, dim=-1)
-    spelt = [literal(repr(tokenizer.decode([i]))[1:-1]) for i in range(found.shape[-1])]
+    shown_tokens = {*which.flatten().tolist(), *row.tolist()}
+    spelt = {token: literal(repr(tokenizer.decode([token]))[1:-1]) for token in shown_tokens}
     hover = [
         [
             "<br>".join(f"{spelt[int(t)]} {100 * float(p):.1f} %" for p, t in zip(ps, ts, strict=True))
@@ -151,9 +137,3 @@ def lens_tokens_figure(lens: Lens, model: LensModel, tokens: Tensor) -> go.Figur
     figure.update_layout(margin={"r": COLOUR_BAR_MARGIN})
     add_note(figure, f"the {100 * (1 - DEEPEST):.0f} % of cells that are furthest away have one colour")
     return figure
-
-
-def _of_one(row: Tensor) -> Task:
-    """One text, of which every next token is asked."""
-    n = len(row)
-    return Task(inputs=row[None], answers=row[None, 1:], positions=torch.arange(n - 1)[None])

@@ -74,6 +74,27 @@ def dress(figure: go.Figure, title: str, subtitle: str, *, height: int) -> None:
     figure.update_layout(template=TEMPLATE, title={"text": title, "subtitle": {"text": subtitle}}, height=height)
 
 
+def line(x: np.ndarray, y: np.ndarray, name: str, i: int, **more: object) -> go.Scatter:
+    """Line ``i`` of a figure, told from the others by colour, dash and symbol.
+
+    Args:
+        x: Where its points are.
+        y: How high.
+        name: What the legend calls it, as plotly takes it.
+        i: Its number.
+        more: Anything else of plotly's ``Scatter``.
+    """
+    return go.Scatter(
+        x=x,
+        y=y,
+        name=name,
+        mode="lines+markers",
+        legendgroup=str(i),
+        line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
+        **{"marker": {"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8}, **more},
+    )
+
+
 def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, i: int) -> go.Scatter:
     """The area between two lines, in the colour of line ``i`` and shown and hidden with it."""
     red, green, blue = (int(PALETTE[i % len(PALETTE)][at : at + 2], 16) for at in (1, 3, 5))

@@ -7,15 +7,13 @@ from plotly.subplots import make_subplots
 from lens_ablation.optimal.trace import TraceResult
 from lens_ablation.plots.style import (
     BOTTOM_MARGIN,
-    DASHES,
     FONT_SIZE,
-    PALETTE,
     SUBTITLE_SIZE,
-    SYMBOLS,
     TITLE_HEIGHT,
     add_note,
     band,
     dress,
+    line,
     new_figure,
     plain,
     setting_words,
@@ -40,14 +38,11 @@ def trace_figure(result: TraceResult) -> go.Figure:
     for i, group in enumerate(result.groups):
         figure.add_trace(band(layers, low[i].numpy(), high[i].numpy(), i))
         figure.add_trace(
-            go.Scatter(
-                x=layers,
-                y=result.effect[i].numpy(),
-                mode="lines+markers",
-                name=plain(group),
-                legendgroup=str(i),
-                line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
-                marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 8},
+            line(
+                layers,
+                result.effect[i].numpy(),
+                plain(group),
+                i,
                 hovertemplate=f"<b>{plain(group)}</b><br>layer %{{x}}: %{{y:.3f}}<extra></extra>",
             )
         )

@@ -10,6 +10,7 @@ import lens_ablation as la
 from lens_ablation.engine.proof import path_of
 from lens_ablation.errors import DamagedFile, StatisticsMismatch, UnsupportedModel
 from lens_ablation.models.capture import capture
+from lens_ablation.optimal import lens_passes
 from lens_ablation.optimal.lens_passes import LensPart
 from tests.families import FAMILIES, N_LAYERS, Family, build
 
@@ -101,6 +102,18 @@ def test_fitting_brings_lenses_closer_on_text_that_was_held_out(name: str, kind:
     assert read.to_dataframe().equals(lens.to_dataframe())
     with pytest.raises(StatisticsMismatch, match="Fit it on this model with fit_lens"):
         lens.logits(build(name, seed=7).model, data)
+
+
+@pytest.mark.parametrize("kind", [la.TunedLens, la.OptimalConstantAttention])
+def test_a_fit_does_not_depend_on_how_many_rows_a_pass_holds(kind: type, monkeypatch: pytest.MonkeyPatch):
+    family = build("gpt2", dtype=torch.float64)
+    data, found = texts(family, 60), []
+    for rows in (5 * N_LAYERS, 1000 * N_LAYERS):
+        monkeypatch.setattr(lens_passes, "rows_in_pass", lambda model, inputs, rows=rows: rows)
+        found.append(la.fit_lens(family.model, data, kind(steps=12, batch_size=12), progress=False))
+    for name, value in found[0].parameters.items():
+        torch.testing.assert_close(value, found[1].parameters[name], atol=1e-9, rtol=1e-9)
+        assert not torch.equal(value, torch.zeros_like(value))
 
 
 def test_a_tuned_lens_begins_as_the_logit_lens():

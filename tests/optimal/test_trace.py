@@ -1,5 +1,7 @@
 """Causal tracing against hooks by hand on the plain Hugging Face model, and against what must hold."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 import lens_ablation as la
 from lens_ablation.errors import UnsupportedModel
+from lens_ablation.models.protocol import LensModel
 from lens_ablation.optimal import trace
 from tests.families import HAS_HOOKED_TRANSFORMER, N_HEADS, N_LAYERS, Family, build
 
@@ -158,6 +161,36 @@ def test_the_learned_vector_loses_less_than_the_mean_embedding_and_noise():
     assert learned.lost < mean.lost
     assert learned.lost < noise.lost
     assert len(learned.clean) == len(noise.clean) - int(0.6 * len(noise.clean))
+
+
+@pytest.mark.parametrize("corruption", [la.GaussianNoise(draws=2), la.OptimalVector(steps=2, lr=1e-3)])
+def test_numbers_do_not_depend_on_how_many_rows_a_pass_holds(corruption: la.GaussianNoise | la.OptimalVector):
+    family = build("gpt2", dtype=torch.float64)
+    task = knowing(family)
+    with watched(family.model) as rows:
+        # less than the heads, so that they take several passes; more, so that several prompts share one; all at once
+        found = [
+            la.trace(family.model, task, corruption, "head", positions=["last"], batch_size=size, progress=False)
+            for size in (4, 50, 10_000)
+        ]
+    for other in found[1:]:
+        torch.testing.assert_close(other.restored, found[0].restored, atol=1e-6, rtol=0)
+    assert max(rows) > 50
+
+
+@contextmanager
+def watched(model: LensModel) -> Iterator[list[int]]:
+    """Rows of every forward pass inside."""
+    rows: list[int] = []
+
+    def note(module: object, given: tuple[Tensor, ...]) -> None:
+        rows.append(len(given[0]))
+
+    handle = model.hook_dict["hook_embed"].register_forward_pre_hook(note)
+    try:
+        yield rows
+    finally:
+        handle.remove()
 
 
 def test_results_are_saved_read_and_drawn(tmp_path: Path):
