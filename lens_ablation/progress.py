@@ -28,3 +28,15 @@ def progress_bar(progress: Progress, total: int, label: str, unit: str = "it") -
             bar.update(n)
 
         yield advance
+
+
+def onward(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    """Progress of a part, ``(done, total)``, as steps of the bar of the whole."""
+    seen = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal seen
+        advance(done - seen)
+        seen = done
+
+    return tell

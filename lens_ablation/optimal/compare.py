@@ -29,7 +29,7 @@ from lens_ablation.optimal.agreement import agreement, ratio_table
 from lens_ablation.optimal.fit import Loss, ablated_positions, fit_optimal, loss_metric
 from lens_ablation.optimal.problems import moments
 from lens_ablation.optimal.split import halves, require_long_enough
-from lens_ablation.progress import Progress, progress_bar
+from lens_ablation.progress import Progress, onward, progress_bar
 from lens_ablation.sites import Site, SiteSet
 from lens_ablation.statistics.collect import StatisticsPositions
 from lens_ablation.studies.settings import method_settings, named_methods, study_settings
@@ -319,7 +319,7 @@ def _every_type(
             seed=seed,
             allow_small=allow_small,
             engine=descents.part(f"constants-{'by-position' if per_position else 'pooled'}"),
-            progress=_told(advance),
+            progress=onward(advance),
         )
         for per_position in (True, False)
     ]
@@ -361,15 +361,3 @@ def _gaps(
         )
         found.append(sign * (scores.values - scores.baseline))
     return torch.cat(found)
-
-
-def _told(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    """``(done, total)`` as news of what was added."""
-    seen = 0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal seen
-        advance(done - seen)
-        seen = done
-
-    return tell

@@ -48,6 +48,34 @@ def test_what_is_reported_is_what_the_baked_model_does(setup):
     assert len(fitted.plot().data) == 2
 
 
+def test_of_several_numbers_the_one_that_spares_most_is_taken(setup):
+    model, edit, target, reference = setup
+    target, reference = target.select(slice(40)), reference.select(slice(120))
+    seen: list[tuple[int, int]] = []
+    options = {"k": [30, 5, 12], "steps": 20}
+    chosen = la.fit_edit_constants(
+        edit, model, target, reference, enough=0.5, progress=lambda done, total: seen.append((done, total)), **options
+    )
+    alone = {
+        k: la.fit_edit_constants(edit, model, target, reference, k=k, steps=20, progress=False) for k in (5, 12, 30)
+    }
+    assert chosen.scan["k"].tolist() == [0, 5, 12, 30]
+    for k, one in alone.items():
+        row = chosen.scan[chosen.scan["k"] == k].iloc[0]
+        assert (row["target"], row["reference"]) == tuple(
+            one.effects[name].share_after for name in ("target", "reference")
+        )
+    left = {k: one.effects["target"].share_after for k, one in alone.items()}
+    enough = [k for k in alone if left[k] <= 0.5]
+    assert 0 < len(enough) < 3
+    best = max(enough, key=lambda k: (alone[k].effects["reference"].share_after, -k))
+    assert (chosen.k, chosen.settings["k_chosen_on"]) == (best, "attributed")
+    assert seen[-1] == (60, 60)
+    # none gets there: the one that moves most
+    most = min(alone, key=lambda k: (left[k], -alone[k].effects["reference"].share_after))
+    assert la.fit_edit_constants(edit, model, target, reference, enough=0.0, progress=False, **options).k == most
+
+
 @pytest.mark.parametrize("lowered", [True, False])
 def test_the_loss_is_kl_of_references_and_the_answer_or_all_else_of_targets(lowered: bool):
     generator = torch.Generator().manual_seed(0)
@@ -68,6 +96,10 @@ def test_bad_requests_say_what_to_do(setup):
     model, edit, target, reference = setup
     with pytest.raises(ValueError, match=r"k must lie in 1\.\.768, got 0"):
         la.fit_edit_constants(edit, model, target, reference, k=0, progress=False)
+    with pytest.raises(ValueError, match="empty sequence"):
+        la.fit_edit_constants(edit, model, target, reference, k=[], progress=False)
+    with pytest.raises(ValueError, match="enough is a share"):
+        la.fit_edit_constants(edit, model, target, reference, enough=5, progress=False)
     few = [task.select(slice(10)) for task in (target, reference)]
     with pytest.raises(ValueError, match="50 examples or more"):
         la.fit_edit_constants(edit, model, *few, progress=False)
