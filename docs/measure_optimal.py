@@ -1,7 +1,7 @@
 """Measure optimal ablation on the embedded models: ``python -m docs.measure_optimal [PART ...]``.
 
 Writes ``docs/optimal.json``; ``python docs/make_optimal.py`` makes tables and figures of it. Parts: ``compare`` (every
-method on heads and MLPs), ``trace`` (where facts come back), ``lenses``. All take some twelve minutes on two cores.
+method on heads and MLPs), ``trace`` (where facts come back), ``lenses``. All take some twenty minutes on two cores.
 """
 
 import json
