@@ -17,7 +17,7 @@ from lens_ablation.sites import SiteSet
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from lens_ablation.neurons.curves import ShiftCurves
+    from lens_ablation.empirical.curves import ShiftCurves
 
 Shift = Literal["signed", "additive"]
 """What a shift of ``d`` does to an activation ``A``: ``A + d sign(A)`` (it moves ``|A|``), or ``A + d``."""
@@ -132,7 +132,7 @@ class NeuronGradients:
         Raises:
             ValueError: nothing was shifted.
         """
-        from lens_ablation.neurons.curves import ShiftCurves
+        from lens_ablation.empirical.curves import ShiftCurves
 
         if self.shifts is None or self.outputs is None:
             raise ValueError(f"{self.estimator} shifts nothing; curves come of EmpiricalGradient()")

@@ -1,1 +1,0 @@
-"""Neurons: how the answer's probability follows each activation, and skills read from it."""
