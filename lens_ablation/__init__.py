@@ -33,8 +33,16 @@ if TYPE_CHECKING:
     from lens_ablation.attribution.rounds import edit_in_rounds as edit_in_rounds
     from lens_ablation.citations import cite as cite
     from lens_ablation.data import metrics as metrics
+    from lens_ablation.data import skills as skills
     from lens_ablation.data import tasks as tasks
+    from lens_ablation.data.fact_prompts import fact_records as fact_records
+    from lens_ablation.data.multiple_choice import MultipleChoice as MultipleChoice
+    from lens_ablation.data.multiple_choice import multiple_choice as multiple_choice
+    from lens_ablation.data.multiple_choice import multiple_choice_splits as multiple_choice_splits
     from lens_ablation.data.random_inputs import random_inputs as random_inputs
+    from lens_ablation.data.records import Splits as Splits
+    from lens_ablation.data.records import disjoint_splits as disjoint_splits
+    from lens_ablation.data.records import leaks as leaks
     from lens_ablation.data.task import Task as Task
     from lens_ablation.engine.estimate import Estimate as Estimate
     from lens_ablation.engine.estimate import estimate as estimate
@@ -53,6 +61,14 @@ if TYPE_CHECKING:
     from lens_ablation.models.checks import SiteReport as SiteReport
     from lens_ablation.models.checks import check_sites as check_sites
     from lens_ablation.models.loading import load_model as load_model
+    from lens_ablation.empirical.curves import ShiftCurves as ShiftCurves
+    from lens_ablation.empirical.measured import EmpiricalGradient as EmpiricalGradient
+    from lens_ablation.empirical.estimate import neuron_gradients as neuron_gradients
+    from lens_ablation.empirical.estimators import Gradient as Gradient
+    from lens_ablation.empirical.estimators import IntegratedGradients as IntegratedGradients
+    from lens_ablation.empirical.estimators import NeurGrad as NeurGrad
+    from lens_ablation.empirical.gradients import NeuronGradients as NeuronGradients
+    from lens_ablation.empirical.log_probability import LogProbIncrease as LogProbIncrease
     from lens_ablation.optimal.compare import MethodComparison as MethodComparison
     from lens_ablation.optimal.compare import compare_methods as compare_methods
     from lens_ablation.optimal.corruption import GaussianNoise as GaussianNoise
@@ -84,6 +100,14 @@ if TYPE_CHECKING:
     from lens_ablation.studies.sweep import sweep as sweep
 
 _WHERE = {
+    "ShiftCurves": "lens_ablation.empirical.curves",
+    "EmpiricalGradient": "lens_ablation.empirical.measured",
+    "neuron_gradients": "lens_ablation.empirical.estimate",
+    "Gradient": "lens_ablation.empirical.estimators",
+    "IntegratedGradients": "lens_ablation.empirical.estimators",
+    "NeurGrad": "lens_ablation.empirical.estimators",
+    "NeuronGradients": "lens_ablation.empirical.gradients",
+    "LogProbIncrease": "lens_ablation.empirical.log_probability",
     "Optimal": "lens_ablation.methods.optimal",
     "OptimalConstants": "lens_ablation.methods.optimal_constants",
     "fit_optimal": "lens_ablation.optimal.fit",
@@ -152,6 +176,13 @@ _WHERE = {
     "pruning_curve": "lens_ablation.studies.pruning",
     "random_inputs": "lens_ablation.data.random_inputs",
     "sweep": "lens_ablation.studies.sweep",
+    "MultipleChoice": "lens_ablation.data.multiple_choice",
+    "Splits": "lens_ablation.data.records",
+    "disjoint_splits": "lens_ablation.data.records",
+    "fact_records": "lens_ablation.data.fact_prompts",
+    "leaks": "lens_ablation.data.records",
+    "multiple_choice": "lens_ablation.data.multiple_choice",
+    "multiple_choice_splits": "lens_ablation.data.multiple_choice",
 }
 _MODULES = {
     "edits": "lens_ablation.attribution.edits",
@@ -159,6 +190,7 @@ _MODULES = {
     "tasks": "lens_ablation.data.tasks",
     "metrics": "lens_ablation.data.metrics",
     "plots": "lens_ablation.plots",
+    "skills": "lens_ablation.data.skills",
     "zoo": "lens_ablation.zoo",
 }
 
@@ -174,18 +206,25 @@ __all__ = [
     "CounterfactualCorrelation",
     "Edit",
     "Effect",
+    "EmpiricalGradient",
     "Engine",
     "Estimate",
     "GaussianNoise",
+    "Gradient",
     "GradientTimesMask",
+    "IntegratedGradients",
     "InternalInfluence",
     "LeaveOneOut",
     "Lens",
+    "LogProbIncrease",
     "LogitLens",
     "Mean",
     "MeanAttention",
     "Method",
     "MethodComparison",
+    "MultipleChoice",
+    "NeurGrad",
+    "NeuronGradients",
     "Noise",
     "Optimal",
     "OptimalConstantAttention",
@@ -195,9 +234,11 @@ __all__ = [
     "PruningCurve",
     "RandomAttribution",
     "Resample",
+    "ShiftCurves",
     "Site",
     "SiteReport",
     "SiteSet",
+    "Splits",
     "SweepResult",
     "Task",
     "TraceResult",
@@ -213,25 +254,32 @@ __all__ = [
     "collect_statistics",
     "compare_methods",
     "counterfactual_correlation",
+    "disjoint_splits",
     "edit",
     "edit_in_rounds",
     "edits",
     "errors",
     "estimate",
+    "fact_records",
     "fit_edit_constants",
     "fit_lens",
     "fit_optimal",
     "heads",
     "hooks",
+    "leaks",
     "load_model",
     "metrics",
     "mlps",
+    "multiple_choice",
+    "multiple_choice_splits",
+    "neuron_gradients",
     "neurons",
     "patterns",
     "plots",
     "pruning_curve",
     "random_inputs",
     "reader_rows",
+    "skills",
     "sweep",
     "tasks",
     "trace",
