@@ -44,6 +44,14 @@ if TYPE_CHECKING:
     from lens_ablation.data.records import disjoint_splits as disjoint_splits
     from lens_ablation.data.records import leaks as leaks
     from lens_ablation.data.task import Task as Task
+    from lens_ablation.empirical.curves import ShiftCurves as ShiftCurves
+    from lens_ablation.empirical.estimate import neuron_gradients as neuron_gradients
+    from lens_ablation.empirical.estimators import Gradient as Gradient
+    from lens_ablation.empirical.estimators import IntegratedGradients as IntegratedGradients
+    from lens_ablation.empirical.estimators import NeurGrad as NeurGrad
+    from lens_ablation.empirical.gradients import NeuronGradients as NeuronGradients
+    from lens_ablation.empirical.log_probability import LogProbIncrease as LogProbIncrease
+    from lens_ablation.empirical.measured import EmpiricalGradient as EmpiricalGradient
     from lens_ablation.engine.estimate import Estimate as Estimate
     from lens_ablation.engine.estimate import estimate as estimate
     from lens_ablation.engine.options import Engine as Engine
@@ -61,14 +69,6 @@ if TYPE_CHECKING:
     from lens_ablation.models.checks import SiteReport as SiteReport
     from lens_ablation.models.checks import check_sites as check_sites
     from lens_ablation.models.loading import load_model as load_model
-    from lens_ablation.empirical.curves import ShiftCurves as ShiftCurves
-    from lens_ablation.empirical.measured import EmpiricalGradient as EmpiricalGradient
-    from lens_ablation.empirical.estimate import neuron_gradients as neuron_gradients
-    from lens_ablation.empirical.estimators import Gradient as Gradient
-    from lens_ablation.empirical.estimators import IntegratedGradients as IntegratedGradients
-    from lens_ablation.empirical.estimators import NeurGrad as NeurGrad
-    from lens_ablation.empirical.gradients import NeuronGradients as NeuronGradients
-    from lens_ablation.empirical.log_probability import LogProbIncrease as LogProbIncrease
     from lens_ablation.optimal.compare import MethodComparison as MethodComparison
     from lens_ablation.optimal.compare import compare_methods as compare_methods
     from lens_ablation.optimal.corruption import GaussianNoise as GaussianNoise
