@@ -44,12 +44,16 @@ if TYPE_CHECKING:
     from lens_ablation.data.records import disjoint_splits as disjoint_splits
     from lens_ablation.data.records import leaks as leaks
     from lens_ablation.data.task import Task as Task
+    from lens_ablation.empirical.compare import GradientComparison as GradientComparison
+    from lens_ablation.empirical.compare import compare_gradients as compare_gradients
     from lens_ablation.empirical.curves import ShiftCurves as ShiftCurves
     from lens_ablation.empirical.estimate import neuron_gradients as neuron_gradients
     from lens_ablation.empirical.estimators import Gradient as Gradient
     from lens_ablation.empirical.estimators import IntegratedGradients as IntegratedGradients
     from lens_ablation.empirical.estimators import NeurGrad as NeurGrad
     from lens_ablation.empirical.gradients import NeuronGradients as NeuronGradients
+    from lens_ablation.empirical.groups import GroupEffects as GroupEffects
+    from lens_ablation.empirical.groups import group_effects as group_effects
     from lens_ablation.empirical.log_probability import LogProbIncrease as LogProbIncrease
     from lens_ablation.empirical.measured import EmpiricalGradient as EmpiricalGradient
     from lens_ablation.engine.estimate import Estimate as Estimate
@@ -100,6 +104,10 @@ if TYPE_CHECKING:
     from lens_ablation.studies.sweep import sweep as sweep
 
 _WHERE = {
+    "GradientComparison": "lens_ablation.empirical.compare",
+    "compare_gradients": "lens_ablation.empirical.compare",
+    "GroupEffects": "lens_ablation.empirical.groups",
+    "group_effects": "lens_ablation.empirical.groups",
     "ShiftCurves": "lens_ablation.empirical.curves",
     "EmpiricalGradient": "lens_ablation.empirical.measured",
     "neuron_gradients": "lens_ablation.empirical.estimate",
@@ -211,7 +219,9 @@ __all__ = [
     "Estimate",
     "GaussianNoise",
     "Gradient",
+    "GradientComparison",
     "GradientTimesMask",
+    "GroupEffects",
     "IntegratedGradients",
     "InternalInfluence",
     "LeaveOneOut",
@@ -252,6 +262,7 @@ __all__ = [
     "check_sites",
     "cite",
     "collect_statistics",
+    "compare_gradients",
     "compare_methods",
     "counterfactual_correlation",
     "disjoint_splits",
@@ -264,6 +275,7 @@ __all__ = [
     "fit_edit_constants",
     "fit_lens",
     "fit_optimal",
+    "group_effects",
     "heads",
     "hooks",
     "leaks",

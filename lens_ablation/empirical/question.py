@@ -175,7 +175,7 @@ class Question:
         scale = 1.0 if scaled is None else scaled[1]
         taps = {point: _Tap(firings, point, read, scale=scale) for point in points}
         with torch.enable_grad(), frozen_weights(self.running):
-            found = self._probabilities(rows, [(point.name, tap) for point, tap in taps.items()])
+            found = self.probabilities(rows, [(point.name, tap) for point, tap in taps.items()])
             firings.check(1)
             leaves = [tap.leaf for tap in taps.values()]
             gradients = [self._gradients(one, leaves, points) for one in _kept_until_last(found)]
@@ -193,11 +193,12 @@ class Question:
         wanted = self.sites.hook_points if points is None else points
         taps = {point: _Kept(firings, point, read) for point in wanted}
         with torch.inference_mode():
-            found = self._probabilities(rows, [(point.name, tap) for point, tap in taps.items()])
+            found = self.probabilities(rows, [(point.name, tap) for point, tap in taps.items()])
         firings.check(1)
         return {point: tap.clean for point, tap in taps.items()}, found.cpu()
 
-    def _probabilities(self, rows: slice, hooks: list[FwdHook]) -> Float[Tensor, "example candidate"]:
+    def probabilities(self, rows: slice, hooks: list[FwdHook]) -> Float[Tensor, "example candidate"]:
+        """Probabilities of the candidates of some examples, with hooks in place."""
         batch = self.task.select(rows)
         weight = next(iter(self.running.parameters()))
         inputs = batch.inputs.to(weight.device)
