@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lens_ablation.data.records import disjoint_splits as disjoint_splits
     from lens_ablation.data.records import leaks as leaks
     from lens_ablation.data.task import Task as Task
+    from lens_ablation.empirical.activation_probe import ActivationProbe as ActivationProbe
     from lens_ablation.empirical.compare import GradientComparison as GradientComparison
     from lens_ablation.empirical.compare import compare_gradients as compare_gradients
     from lens_ablation.empirical.curves import ShiftCurves as ShiftCurves
@@ -51,11 +52,24 @@ if TYPE_CHECKING:
     from lens_ablation.empirical.estimators import Gradient as Gradient
     from lens_ablation.empirical.estimators import IntegratedGradients as IntegratedGradients
     from lens_ablation.empirical.estimators import NeurGrad as NeurGrad
+    from lens_ablation.empirical.forest_probe import ForestProbe as ForestProbe
     from lens_ablation.empirical.gradients import NeuronGradients as NeuronGradients
     from lens_ablation.empirical.groups import GroupEffects as GroupEffects
     from lens_ablation.empirical.groups import group_effects as group_effects
+    from lens_ablation.empirical.log_prob_probe import LogProbProbe as LogProbProbe
     from lens_ablation.empirical.log_probability import LogProbIncrease as LogProbIncrease
     from lens_ablation.empirical.measured import EmpiricalGradient as EmpiricalGradient
+    from lens_ablation.empirical.probe_studies import ProbeCurve as ProbeCurve
+    from lens_ablation.empirical.probe_studies import probe_agreement as probe_agreement
+    from lens_ablation.empirical.probe_studies import probe_curve as probe_curve
+    from lens_ablation.empirical.probe_studies import probes_of_parts as probes_of_parts
+    from lens_ablation.empirical.probes import SkillProbe as SkillProbe
+    from lens_ablation.empirical.probes import fit_skill_probe as fit_skill_probe
+    from lens_ablation.empirical.shift import shift as shift
+    from lens_ablation.empirical.shift_effect import ShiftEffect as ShiftEffect
+    from lens_ablation.empirical.shift_effect import shift_effect as shift_effect
+    from lens_ablation.empirical.sign_probes import MagnitudeProbe as MagnitudeProbe
+    from lens_ablation.empirical.sign_probes import PolarityProbe as PolarityProbe
     from lens_ablation.engine.estimate import Estimate as Estimate
     from lens_ablation.engine.estimate import estimate as estimate
     from lens_ablation.engine.options import Engine as Engine
@@ -191,6 +205,20 @@ _WHERE = {
     "leaks": "lens_ablation.data.records",
     "multiple_choice": "lens_ablation.data.multiple_choice",
     "multiple_choice_splits": "lens_ablation.data.multiple_choice",
+    "ActivationProbe": "lens_ablation.empirical.activation_probe",
+    "ForestProbe": "lens_ablation.empirical.forest_probe",
+    "LogProbProbe": "lens_ablation.empirical.log_prob_probe",
+    "MagnitudeProbe": "lens_ablation.empirical.sign_probes",
+    "PolarityProbe": "lens_ablation.empirical.sign_probes",
+    "SkillProbe": "lens_ablation.empirical.probes",
+    "fit_skill_probe": "lens_ablation.empirical.probes",
+    "ProbeCurve": "lens_ablation.empirical.probe_studies",
+    "probe_curve": "lens_ablation.empirical.probe_studies",
+    "probe_agreement": "lens_ablation.empirical.probe_studies",
+    "probes_of_parts": "lens_ablation.empirical.probe_studies",
+    "shift": "lens_ablation.empirical.shift",
+    "ShiftEffect": "lens_ablation.empirical.shift_effect",
+    "shift_effect": "lens_ablation.empirical.shift_effect",
 }
 _MODULES = {
     "edits": "lens_ablation.attribution.edits",
@@ -203,6 +231,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "ActivationProbe",
     "ActivationStatistics",
     "Attribution",
     "Baked",
@@ -217,6 +246,7 @@ __all__ = [
     "EmpiricalGradient",
     "Engine",
     "Estimate",
+    "ForestProbe",
     "GaussianNoise",
     "Gradient",
     "GradientComparison",
@@ -227,7 +257,9 @@ __all__ = [
     "LeaveOneOut",
     "Lens",
     "LogProbIncrease",
+    "LogProbProbe",
     "LogitLens",
+    "MagnitudeProbe",
     "Mean",
     "MeanAttention",
     "Method",
@@ -241,13 +273,17 @@ __all__ = [
     "OptimalConstants",
     "OptimalVector",
     "Peak",
+    "PolarityProbe",
+    "ProbeCurve",
     "PruningCurve",
     "RandomAttribution",
     "Resample",
     "ShiftCurves",
+    "ShiftEffect",
     "Site",
     "SiteReport",
     "SiteSet",
+    "SkillProbe",
     "Splits",
     "SweepResult",
     "Task",
@@ -275,6 +311,7 @@ __all__ = [
     "fit_edit_constants",
     "fit_lens",
     "fit_optimal",
+    "fit_skill_probe",
     "group_effects",
     "heads",
     "hooks",
@@ -288,9 +325,14 @@ __all__ = [
     "neurons",
     "patterns",
     "plots",
+    "probe_agreement",
+    "probe_curve",
+    "probes_of_parts",
     "pruning_curve",
     "random_inputs",
     "reader_rows",
+    "shift",
+    "shift_effect",
     "skills",
     "sweep",
     "tasks",

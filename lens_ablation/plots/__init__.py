@@ -15,6 +15,7 @@ from lens_ablation.plots.neurons import (
     linearity_figure,
 )
 from lens_ablation.plots.optimal import descent_figure, gaps_figure
+from lens_ablation.plots.probes import layers_figure, probe_curve_figure, shift_effect_figure
 from lens_ablation.plots.trace import trace_figure
 
 __all__ = [
@@ -30,10 +31,13 @@ __all__ = [
     "gaps_figure",
     "gradients_figure",
     "groups_figure",
+    "layers_figure",
     "lens_tokens_figure",
     "lenses_figure",
     "linearity_figure",
+    "probe_curve_figure",
     "pruning_figure",
+    "shift_effect_figure",
     "sweep_heatmap",
     "trace_figure",
 ]
