@@ -111,9 +111,9 @@ def _arrays(forest: Any, n_candidates: int) -> dict[str, Tensor]:
         own = [(getattr(tree, name), root) for tree, root in zip(trees, roots, strict=True)]
         return np.concatenate([np.where(child < 0, -1, child + root) for child, root in own])
 
-    found = np.concatenate([tree.value[:, 0] for tree in trees])
+    found = np.concatenate([tree.value[:, 0] for tree in trees])  # shares, since scikit-learn 1.3
     shares = np.zeros((len(found), n_candidates))
-    shares[:, np.asarray(forest.classes_, dtype=np.int64)] = found / found.sum(axis=1, keepdims=True)
+    shares[:, np.asarray(forest.classes_, dtype=np.int64)] = found
     return {
         "roots": torch.from_numpy(roots.astype(np.int64)),
         "left": torch.from_numpy(children("children_left").astype(np.int64)),
