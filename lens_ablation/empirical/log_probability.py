@@ -124,6 +124,6 @@ def _require_readable(model: LensModel) -> None:
     if not check_sites(model, throw=False).residual_is_additive or path_of(model).tail != "head":
         raise UnsupportedModel(
             "LogProbIncrease reads the residual stream before an MLP by the final norm and unembedding, and this "
-            "model's layers do not add up to what those read (post-LN encoders and image classifiers are so); take "
+            "model's layers do not add up to what those read (those of post-LN encoders do not); take "
             "NeurGrad()"
         )
