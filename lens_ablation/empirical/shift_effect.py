@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_ablation.ablation import Positions
@@ -136,7 +136,7 @@ def shift_effect(
     A positive amount enhances: every neuron moves by ``amount`` times its polarity, ``signed`` (``A + d sign(A)``) as
     the gradients of NeurGrad mean it. Random sets have as many neurons in every layer; the chosen ones are not among
     them. With ``among_polarities`` random neurons move in their own direction too, so that what is compared is the
-    choice of neurons alone; without, they take the polarities of the chosen ones in turn.
+    choice of neurons alone; without, each has one of the polarities of the chosen ones, drawn at random.
 
     Args:
         model: A TransformerLens model in evaluation mode.
@@ -170,39 +170,32 @@ def shift_effect(
         ShiftEffect(8 neurons by [-2.0, -1.0, 1.0, 2.0], 2 random sets)
     """
     chosen = check_sites_exist(as_site_set(sites), model)
-    pool = check_sites_exist(
-        neurons(model, at="pre_linear" if chosen.kind == "pre_linear" else "post") if among is None else among, model
-    )
-    signs = _signs(polarities, len(chosen), "polarities")
-    pool_signs = None if among_polarities is None else _signs(among_polarities, len(pool), "among_polarities")
+    pool = neurons(model, at="pre_linear" if chosen.kind == "pre_linear" else "post") if among is None else among
+    pool = check_sites_exist(pool, model)
     if not amounts or not all(np.isfinite(amounts)) or n_random < 1:
         raise ValueError(f"give finite amounts and n_random of 1 or more, got {list(amounts)} and {n_random}")
     asked = task if metric is None else task.with_metric(metric)
-    sets = [(chosen, signs), *_random_sets(chosen, signs, pool, pool_signs, n_random, seed)]
+    plan = ShiftPlan.of(chosen, polarities, pool, among_polarities, n_random, seed)
     found: list[Tensor] = []
     baseline = torch.zeros(asked.n_examples)
-    total = len(sets) * len(amounts) * asked.n_examples
+    total = len(plan.flags) * len(amounts) * asked.n_examples
     with progress_bar(progress, total, "shift effect", "row") as advance:
-        for one, own_signs in sets:
-            rows: list[Tensor] = []
-            for amount in amounts:
-                method = Shifted.of(one, amount * own_signs.double(), shift)
-                everything = Packed.of(np.ones((1, len(one)), dtype=bool))
-                scores = run_variants(
-                    model,
-                    asked,
-                    [Ablation(one, everything, method)],
-                    positions=positions,
-                    batch_size=batch_size,
-                    engine=engine,
-                    advance=advance,
-                )
-                rows.append(scores.values[0])
-                baseline = scores.baseline
-            found.append(torch.stack(rows))
+        for amount in amounts:
+            scores = run_variants(
+                model,
+                asked,
+                [Ablation(plan.sites, Packed.of(plan.flags), Shifted.of(plan.sites, amount * plan.directions, shift))],
+                positions=positions,
+                batch_size=batch_size,
+                engine=None if engine is None else engine.part(f"shift-{amount:g}"),
+                advance=advance,
+            )
+            found.append(scores.values)
+            baseline = scores.baseline
+    values = torch.stack(found, dim=1)
     return ShiftEffect(
-        values=found[0],
-        random_values=torch.stack(found[1:]),
+        values=values[0],
+        random_values=values[1:],
         baseline=baseline,
         amounts=tuple(float(amount) for amount in amounts),
         sites=chosen,
@@ -210,7 +203,7 @@ def shift_effect(
             **study_settings(model, asked, positions),
             "shift": shift,
             "seed": seed,
-            "random_polarities": "those of the chosen" if among_polarities is None else "their own",
+            "random_polarities": "drawn from the chosen" if among_polarities is None else "their own",
         },
     )
 
@@ -222,32 +215,57 @@ def _signs(given: Sequence[int] | Tensor | None, n: int, name: str) -> Float[Ten
     return signs
 
 
-def _random_sets(
-    chosen: SiteSet,
-    signs: Float[Tensor, " site"],
-    pool: SiteSet,
-    pool_signs: Float[Tensor, " pool"] | None,
-    n_random: int,
-    seed: int,
-) -> list[tuple[SiteSet, Float[Tensor, " site"]]]:
-    """Sets with as many neurons in each layer as the chosen one, without those, and their directions."""
-    if pool.kind != chosen.kind:
-        raise ValueError(f"random neurons are {pool.kind} sites and the chosen ones {chosen.kind}; draw from one kind")
-    usable = np.ones(len(pool), dtype=bool) if pool_signs is None else pool_signs.numpy() != 0
-    width = chosen.shape[1]
-    usable &= ~np.isin(pool.addresses @ [width, 1], chosen.addresses @ [width, 1])
-    rng = np.random.default_rng(seed)
-    sets: list[tuple[SiteSet, Tensor]] = []
-    for _ in range(n_random):
-        places = np.empty(len(chosen), dtype=np.int64)
+@dataclass(frozen=True, eq=False)
+class ShiftPlan:
+    """Which neurons each variant shifts, the chosen ones first, and the direction of every neuron.
+
+    Attributes:
+        sites: The chosen neurons and those that random ones are drawn from.
+        directions: 1 or -1 to each.
+        flags: Which of them each variant shifts, ``[variant, site]``.
+    """
+
+    sites: SiteSet
+    directions: Float[Tensor, " site"]
+    flags: Bool[np.ndarray, "variant site"]
+
+    @classmethod
+    def of(
+        cls,
+        chosen: SiteSet,
+        polarities: Sequence[int] | Tensor | None,
+        pool: SiteSet,
+        pool_polarities: Sequence[int] | Tensor | None,
+        n_random: int,
+        seed: int,
+    ) -> "ShiftPlan":
+        """Random sets with as many neurons in each layer as the chosen one, without those.
+
+        Raises:
+            ValueError: polarities do not fit, or a layer has too few other neurons.
+        """
+        if pool.kind != chosen.kind:
+            raise ValueError(
+                f"random neurons are {pool.kind} sites and the chosen ones {chosen.kind}; draw from one kind"
+            )
+        rng = np.random.default_rng(seed)
+        own = _signs(polarities, len(chosen), "polarities")
+        others = pool - chosen
+        if pool_polarities is None:
+            directions = torch.from_numpy(rng.choice(own.numpy(), size=len(others)))
+        else:
+            kept = torch.tensor([site not in chosen for site in pool])
+            directions = _signs(pool_polarities, len(pool), "among_polarities")[kept]
+        flags = np.zeros((1 + n_random, len(chosen) + len(others)), dtype=bool)
+        flags[0, : len(chosen)] = True
         for layer in chosen.layers:
-            here = chosen.addresses[:, 0] == layer
-            there = np.flatnonzero(usable & (pool.addresses[:, 0] == layer))
-            if len(there) < here.sum():
+            wanted = int((chosen.addresses[:, 0] == layer).sum())
+            there = np.flatnonzero((others.addresses[:, 0] == layer) & (directions.numpy() != 0))
+            if len(there) < wanted:
                 raise ValueError(
-                    f"layer {layer} has {int(here.sum())} chosen neurons and {len(there)} others to draw from; choose "
-                    "fewer neurons, or draw from more"
+                    f"layer {layer} has {wanted} chosen neurons and {len(there)} others to draw from; choose fewer "
+                    "neurons, or draw from more"
                 )
-            places[here] = rng.choice(there, size=int(here.sum()), replace=False)
-        sets.append((pool.take(places), signs if pool_signs is None else pool_signs[torch.from_numpy(places)]))
-    return sets
+            for row in flags[1:]:
+                row[len(chosen) + rng.choice(there, size=wanted, replace=False)] = True
+        return cls(chosen | others, torch.cat([own, directions]).double(), flags)

@@ -12,6 +12,7 @@ from torch import Tensor
 import lens_ablation as la
 from lens_ablation.empirical import shift as shift_module
 from lens_ablation.empirical.shift import Shifted
+from lens_ablation.empirical.shift_effect import ShiftPlan
 from lens_ablation.errors import BadActivation, UnknownSite
 from tests.families import FAMILIES, TOKEN_FAMILIES, Family, build
 
@@ -177,25 +178,40 @@ def test_effects_are_those_of_shifting_by_hand(name: str):
             with la.shift(family.model, sites, amount * signs.double(), shift="signed", positions="answer", task=task):
                 expected = task.score(family.model(inputs, return_type="logits"))
             torch.testing.assert_close(found.values[i].double(), expected, atol=1e-5, rtol=1e-5)
-    assert found.random_values.shape == (3, 2, 6)
-    assert found.random_mean.abs().max() > 0
+    plan = ShiftPlan.of(sites, signs, la.neurons(family.model), None, 3, 0)
+    for i, flags in enumerate(plan.flags[1:]):
+        own = np.flatnonzero(flags)
+        amounts = 0.5 * plan.directions[torch.from_numpy(own)]
+        with (
+            torch.no_grad(),
+            la.shift(family.model, plan.sites.take(own), amounts, shift="signed", positions="answer", task=task),
+        ):
+            expected = task.score(family.model(inputs, return_type="logits"))
+        torch.testing.assert_close(found.random_values[i, 1].double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_random_neurons_are_others_of_the_same_layers():
     family = build("gpt2")
     chosen = some_neurons(family)
-    from lens_ablation.empirical.shift_effect import _random_sets
-
     signs = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])
     own = torch.ones(3 * 48)
-    own[::2] = -1
+    own[::2], own[5] = -1, 0
     for pool_signs in (None, own):
-        for sites, given in _random_sets(chosen, signs, la.neurons(family.model), pool_signs, 20, 0):
-            assert np.array_equal(sites.addresses[:, 0], chosen.addresses[:, 0])
+        plan = ShiftPlan.of(chosen, signs, la.neurons(family.model), pool_signs, 40, 0)
+        first = plan.sites.take(np.flatnonzero(plan.flags[0]))
+        assert first == chosen
+        assert torch.equal(plan.directions[:5], signs.double())
+        counts = np.zeros(3 * 48, dtype=int)
+        for row in plan.flags[1:]:
+            sites = plan.sites.take(np.flatnonzero(row))
+            assert sorted(sites.addresses[:, 0]) == sorted(chosen.addresses[:, 0])
             assert not set(sites) & set(chosen)
-            assert len(set(sites)) == 5
-            flat = torch.from_numpy(sites.addresses @ [48, 1])
-            assert torch.equal(given, signs if pool_signs is None else own[flat])
+            counts[sites.addresses @ [48, 1]] += 1
+        assert counts.max() < 20  # the sets differ
+        if pool_signs is not None:
+            flat = torch.from_numpy(plan.sites.addresses[5:] @ [48, 1])
+            assert torch.equal(plan.directions[5:], own[flat].double())
+            assert counts[5] == 0  # without a direction
 
 
 def test_effects_are_summed_up_with_intervals_and_shares_of_random_sets():
