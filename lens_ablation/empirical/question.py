@@ -236,8 +236,7 @@ def probabilities_of(
     logits: Float[Tensor, "... d_vocab"], candidates: Int[Tensor, "... candidate"]
 ) -> Float[Tensor, "... candidate"]:
     """Softmax probabilities of some ids, in float32 at least."""
-    wide = metrics.widened(logits)
-    return (wide.gather(-1, candidates.to(wide.device)) - wide.logsumexp(dim=-1, keepdim=True)).exp()
+    return metrics.widened(logits).log_softmax(dim=-1).gather(-1, candidates.to(logits.device)).exp()
 
 
 def at_sites(sites: SiteSet, by_point: Mapping[HookPoint, Float[Tensor, "... unit"]]) -> Float[Tensor, "... neuron"]:
