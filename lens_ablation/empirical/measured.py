@@ -48,6 +48,9 @@ class EmpiricalGradient(GradientEstimator):
         step: Distance of neighbouring shifts.
         shift: ``signed``: ``A + x sign(A)``, so that ``|A|`` is moved, and not at all where it is 0; ``additive``:
             ``A + x``.
+        in_deviations: Whether range and step are in standard deviations of each neuron, over the examples where the
+            answer is read. Gradients are to a unit of the activation in either case; the shifts of the curves, and
+            their slopes, are in deviations. A neuron that never differs is not moved, and has 0.
 
     Raises:
         ValueError: ``step`` is not positive, is larger than the range, or ``shift`` is unknown.
@@ -67,6 +70,7 @@ class EmpiricalGradient(GradientEstimator):
     shift_range: float = 2.0
     step: float = 0.2
     shift: Shift = "signed"
+    in_deviations: bool = False
 
     def __post_init__(self) -> None:
         if not (0 < self.step <= self.shift_range):
@@ -82,7 +86,12 @@ class EmpiricalGradient(GradientEstimator):
 
     @property
     def settings(self) -> Mapping[str, object]:
-        return {"shift_range": self.shift_range, "step": self.step, "shift": self.shift}
+        return {
+            "shift_range": self.shift_range,
+            "step": self.step,
+            "shift": self.shift,
+            "in_deviations": self.in_deviations,
+        }
 
     @property
     def convention(self) -> Shift:
@@ -106,20 +115,23 @@ class EmpiricalGradient(GradientEstimator):
         self, question: Question, advance: Advance
     ) -> tuple[Slopes, Float[Tensor, "example candidate neuron shift"]]:
         """Slopes, and the probabilities under every shift."""
-        job = ShiftJob.of(question, self)
         n_examples, n_candidates, n_neurons = question.shape
         question.require_room(torch.float32, len(self.shifts))
+        if self.in_deviations and n_examples < 2:
+            raise ValueError("one example has no standard deviation; give several, or in_deviations=False")
         activations, baseline = _clean(question)
+        scales = activations.double().std(dim=0, correction=0) if self.in_deviations else torch.ones(n_neurons).double()
+        job = ShiftJob.of(question, self, scales)
         outputs = torch.empty(n_examples, n_candidates, n_neurons, len(self.shifts), dtype=baseline.dtype)
         for shard, part in run_job(job, question.engine, advance):
             places, examples = job.plan[shard]
             outputs[examples, :, torch.from_numpy(places)] = part["outputs"].to(outputs)
         if self.shift == "signed":
             # nothing was moved: exactly what it was, not what another shape of matrix product rounds it to
-            still = (activations == 0)[:, None, :, None]
+            still = (activations == 0)[:, None, :, None] | (scales == 0)[None, None, :, None]
             outputs = torch.where(still, baseline[:, :, None, None], outputs)
         shifts = torch.from_numpy(self.shifts)
-        values = slope(shifts, outputs, baseline).to(baseline)
+        values = (slope(shifts, outputs, baseline) / scales.where(scales > 0, torch.inf)).to(baseline)
         return Slopes(values=values, activations=activations, probabilities=baseline), outputs
 
 
@@ -142,6 +154,7 @@ class ShiftJob(Job):
     sites: SiteSet
     candidates: Int[Tensor, "example candidate"]
     shifts: Float[np.ndarray, " shift"]
+    scales: Float[Tensor, " neuron"]
     signed: bool
     path: Path
     batch_size: int | None
@@ -152,8 +165,8 @@ class ShiftJob(Job):
     _running: LensModel | None = field(init=False, default=None)
 
     @classmethod
-    def of(cls, question: Question, way: EmpiricalGradient) -> "ShiftJob":
-        """The work, checked and planned.
+    def of(cls, question: Question, way: EmpiricalGradient, scales: Float[Tensor, " neuron"]) -> "ShiftJob":
+        """The work, checked and planned; ``scales`` are what shifts are multiplied by, neuron by neuron.
 
         Raises:
             ValueError: a store is asked for while others' hooks are on the model.
@@ -166,6 +179,7 @@ class ShiftJob(Job):
             sites=question.sites,
             candidates=question.candidates,
             shifts=way.shifts,
+            scales=scales,
             signed=way.shift == "signed",
             path=path_of(question.model) if engine.reuse else plain("Engine(reuse=False)"),
             batch_size=question.batch_size,
@@ -202,6 +216,7 @@ class ShiftJob(Job):
             "candidates": digest_of(self.candidates),
             "neurons": self.sites.digest,
             "shifts": hashlib.sha256(np.ascontiguousarray(self.shifts, dtype="<f8").tobytes()).hexdigest(),
+            "scales": digest_of(self.scales),
             "signed": self.signed,
             "rows in a pass": self.batch_size or rows_in_pass(self.model, self.task.inputs),
             "dtype": str(self.dtype or "the model's"),
@@ -216,7 +231,7 @@ class ShiftJob(Job):
         addresses = self.sites.addresses[places]
         point = HookPoint(self.sites.hook_points[0].activation, int(addresses[0, 0]))
         units = torch.from_numpy(addresses[:, 1]).repeat_interleave(len(self.shifts))
-        amounts = torch.from_numpy(self.shifts).repeat(len(places))
+        amounts = (self.scales[places, None] * torch.from_numpy(self.shifts)).flatten()
         found: list[Tensor] = []
         with torch.inference_mode():
             part = self._part_of(examples)

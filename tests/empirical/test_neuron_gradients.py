@@ -486,3 +486,19 @@ def test_candidates_are_followed_one_by_one_where_they_are_given():
     step = 1e-5
     high, low = (shifted(family, asked, early.candidates, 0, 1, a, signed=False) for a in (step, -step))
     torch.testing.assert_close(early.values[:, :, 0], (high - low) / (2 * step), atol=1e-10, rtol=1e-3)
+
+
+def test_shifts_in_deviations_are_those_times_each_neurons_own():
+    family = build("gpt2", dtype=DOUBLE)
+    task, few = a_task(family, n=4), some(family)
+    way = la.EmpiricalGradient(1.0, 0.5, in_deviations=True)
+    found = la.neuron_gradients(family.model, task, few, way, dtype=DOUBLE, progress=False)
+    for i, site in enumerate(few):
+        size = float(neurons_of(family, task, site.layer)[:, site.unit].std(correction=0))
+        own = la.EmpiricalGradient(1.0 * size, 0.5 * size)
+        alone = la.neuron_gradients(family.model, task, site, own, dtype=DOUBLE, progress=False)
+        torch.testing.assert_close(found.outputs[:, :, [i]], alone.outputs, atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(found.values[:, :, [i]], alone.values, atol=1e-12, rtol=1e-6)
+        torch.testing.assert_close(found.curves.slope[:, :, i], found.values[:, :, i] * size, atol=1e-12, rtol=1e-9)
+    with pytest.raises(ValueError, match="one example has no standard deviation"):
+        la.neuron_gradients(family.model, task.select(slice(1)), few, way, progress=False)
