@@ -389,6 +389,11 @@ def test_the_model_is_left_as_it_was():
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    # nor does it hold a graph, with which it could not be copied
+    wide = la.neuron_gradients(model, a_task(family), some(family), engine=la.Engine(dtype=DOUBLE), progress=False)
+    own = la.neuron_gradients(model, a_task(family), some(family), progress=False)
+    assert wide.probabilities.dtype == DOUBLE
+    torch.testing.assert_close(own.values, wide.values, atol=1e-6, rtol=1e-3)
 
 
 def test_a_result_is_read_back_as_it_was_saved(tmp_path: Path):
