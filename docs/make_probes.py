@@ -60,17 +60,17 @@ def goal(measured: Measured) -> str:
         found = {name: values[0] for name, values in row["accuracy"].items()}
         name = max(("Polarity", "Magnitude", "Forest"), key=found.__getitem__)
         change, low, high = row["above_model"][name]
-        sure = "beyond doubt" if low > 0 or high < 0 else "within the error"
+        sure = "which leaves out 0" if low > 0 or high < 0 else "which holds 0"
         own = "reaches" if found[name] >= found["LogProb"] else "does not reach"
         other = "reaches" if found[name] >= found["Activation"] else "does not reach"
         where = f"{row['skill']}, {WORDS[row['wordings']]}"
         if own == "reaches" and change == 0:
             difference = "equal to it"
         else:
-            difference = f"{100 * change:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}, {sure}"
+            difference = f"{100 * change:+.1f} points; 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {sure}"
         lines.append(
             f"- {where}: the best probe of gradients is {name} ({_three(found[name])}); it {own} the model's answer "
-            f"({difference}), and {other} the activation probe ({_three(found['Activation'])}).\n".replace("-", "−", 0)
+            f"({difference}), and {other} the activation probe ({_three(found['Activation'])}).\n"
         )
     met = sum(_met(row) for row in measured["accuracy"])
     by = {w: [_met(row) for row in measured["accuracy"] if row["wordings"] == w] for w in WORDS}
@@ -169,6 +169,27 @@ def shifts(measured: Measured) -> str:
     return _table(header, cells)
 
 
+def shift_readings(measured: Measured) -> str:
+    """How often the found neurons move the probability as their direction says, and further than random ones."""
+    tables = [row["table"] for row in measured["shifts"] if row["metric"] == "probability"]
+    lines = []
+    for word, amount in (("Suppressed", -0.5), ("Enhanced", 0.5)):
+        found = [[table[name][table["amount"].index(amount)] for name in _COLUMNS] for table in tables]
+        right = [row for row in found if row[0] * amount > 0]
+        beyond = [row for row in right if (row[0] > row[2] if amount > 0 else row[0] < row[1])]
+        wrong = [row for row in found if row[0] * amount < 0 and (row[0] < row[1] if amount > 0 else row[0] > row[2])]
+        way = "falls" if amount < 0 else "rises"
+        lines.append(
+            f"- {word} by 0.5, the probability of the right answer {way} in {len(right)} of {len(found)} cases, in "
+            f"{len(beyond)} of them further than with any random set; in {len(wrong)} cases it goes the wrong way, "
+            "further than with any random set.\n"
+        )
+    return "".join(lines)
+
+
+_COLUMNS = ("effect", "random_low", "random_high")
+
+
 def _effect(table: Mapping[str, Sequence[float]], i: int) -> str:
     ends = (table["effect_low"][i], table["effect_high"][i])
     # a star: no random set moves it as far
@@ -191,6 +212,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Measured], str]]] = {
     "moved": ("robustness", moved),
     "wordings": ("robustness", wordings),
     "shifts": ("shifts", shifts),
+    "shift-readings": ("shifts", shift_readings),
 }
 
 
@@ -199,7 +221,7 @@ def filled(page: str, measured: Measured) -> str:
 
     def fill(found: re.Match[str]) -> str:
         part, make = TABLES[found[2]]
-        return f"{found[1]}\n{make(measured)}\n{found[3]}" if part in measured else found[0]
+        return f"{found[1]}{make(measured)}{found[3]}" if part in measured else found[0]
 
     return PLACE.sub(fill, page)
 
@@ -236,10 +258,10 @@ def shifted() -> go.Figure:
         test.task,
         probe.neurons,
         probe.polarities,
-        amounts=(-2.0, -1.0, -0.5, 0.5, 1.0, 2.0),
+        amounts=(-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0),
         among=probe.sites,
         among_polarities=probe.scores.sign(),
-        n_random=39,
+        n_random=19,
         metric=la.metrics.probability,
         progress=False,
     ).plot()

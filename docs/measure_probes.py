@@ -25,8 +25,8 @@ N_DRAWN = 400
 K = 64
 KS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 N_PARTS, N_DIVISIONS = 2, 5
-AMOUNTS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
-N_RANDOM = 39
+AMOUNTS = (-1.0, -0.5, 0.5, 1.0)
+N_RANDOM, N_SHIFTED = 19, 120
 WORDINGS = ("trained", "new")
 
 Row = dict[str, object]
@@ -221,6 +221,7 @@ def measure_shifts() -> list[Row]:
         for skill in la.skills.names():
             train, seen = part(skill, "train", wordings)
             test = questions(skill, "test", wordings)
+            test = test.select(slice(0, N_SHIFTED))
             probe = la.fit_skill_probe(seen, train.labels, la.PolarityProbe(K))
             for metric in (test.task.metric, la.metrics.probability):
                 effect = la.shift_effect(

@@ -25,7 +25,7 @@ from lens_ablation.plots.style import (
 )
 
 HEIGHT = 460
-_SIDES = ((1, "more of it speaks for the right candidate"), (-1, "less of it does"), (0, "used by the probe"))
+_SIDES = ((1, "positive"), (-1, "negative"), (0, "none"))
 
 
 def probe_curve_figure(curve: ProbeCurve) -> go.Figure:
@@ -98,19 +98,24 @@ def layers_figure(probe: SkillProbe) -> go.Figure:
                 x=layers,
                 y=counts,
                 name=words,
+                showlegend=True,
                 marker={"color": PALETTE[i]},
                 hovertemplate="layer %{x}<br><b>%{y}</b> neurons<extra>" + words + "</extra>",
             )
         )
     figure.update_xaxes(title_text="layer", tickvals=layers.tolist())
     figure.update_yaxes(title_text="neurons", rangemode="tozero")
-    figure.update_layout(barmode="stack", legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
-    add_note(figure, f"of {len(probe.sites)} neurons in {len(probe.sites.layers)} layers")
+    figure.update_layout(barmode="stack", legend={"title": {"text": "polarity", "font": {"size": FONT_SIZE}}})
+    add_note(
+        figure,
+        f"of {len(probe.sites)} neurons in {len(probe.sites.layers)} layers · positive: more of it speaks for the "
+        "right candidate",
+    )
     return figure
 
 
 def shift_effect_figure(effect: ShiftEffect) -> go.Figure:
-    """The metric against the amount of the shift: the chosen neurons, and the range of random ones.
+    """The change of the metric against the amount of the shift: chosen neurons, and the range of random ones.
 
     Example:
         >>> import lens_ablation as la
@@ -121,14 +126,14 @@ def shift_effect_figure(effect: ShiftEffect) -> go.Figure:
         ... )
         >>> figure = la.plots.shift_effect_figure(found)
     """
+    baseline = float(effect.baseline.double().mean())
     figure = new_figure(
-        f"{metric_name(effect.settings).capitalize()} while {effect.n_neurons} neurons are shifted",
-        f"{_where(effect.settings)} · {effect.values.shape[1]} examples",
+        f"Change of {metric_name(effect.settings)} while {effect.n_neurons} neurons are shifted",
+        f"{_where(effect.settings)} · {effect.values.shape[1]} examples · untouched model: {number(baseline)}",
         height=HEIGHT,
     )
     x = np.asarray([0.0, *effect.amounts])
     order = np.argsort(x, kind="stable")
-    baseline = float(effect.baseline.double().mean())
     low, high = effect.interval()
     others = effect.random_mean.numpy()
     series = (
@@ -136,7 +141,7 @@ def shift_effect_figure(effect: ShiftEffect) -> go.Figure:
         ("random neurons", others.mean(axis=0), others.min(axis=0), others.max(axis=0), "lowest to highest set"),
     )
     for i, (name, mean, least, most, what) in enumerate(series):
-        ends = [np.asarray([0.0, *values])[order] + baseline for values in (mean, least, most)]
+        ends = [np.asarray([0.0, *values])[order] for values in (mean, least, most)]
         figure.add_trace(band(x[order], ends[1], ends[2], i))
         figure.add_trace(
             go.Scatter(
@@ -149,20 +154,14 @@ def shift_effect_figure(effect: ShiftEffect) -> go.Figure:
                 marker={"symbol": SYMBOLS[i], "size": 7},
                 customdata=np.stack(ends[1:], axis=1),
                 hovertemplate=(
-                    f"<b>{name}</b><br>shift %{{x:+.3g}}<br><b>%{{y:.4g}}</b><br>{what} %{{customdata[0]:.4g}} to "
-                    "%{customdata[1]:.4g}<extra></extra>"
+                    f"<b>{name}</b><br>shift %{{x:+.3g}}<br><b>%{{y:+.4g}}</b><br>{what} %{{customdata[0]:+.4g}} to "
+                    "%{customdata[1]:+.4g}<extra></extra>"
                 ),
             )
         )
-    figure.add_hline(
-        y=baseline,
-        line={"color": MUTED, "dash": "dash", "width": 1.5},
-        annotation={"text": f"untouched model {number(baseline)}", "font": {"color": MUTED, "size": 12}},
-        annotation_position="bottom right",
-    )
     moved = "|activation|" if effect.settings.get("shift") == "signed" else "activation"
     figure.update_xaxes(title_text=f"shift of the {moved}, in each neuron's direction")
-    figure.update_yaxes(title_text=metric_with_unit(effect.settings), zeroline=False)
+    figure.update_yaxes(title_text=f"change of {metric_with_unit(effect.settings)}")
     add_note(
         figure,
         f"bands: chosen neurons, 95 % interval over examples; {effect.n_random} sets of random neurons of the same "
