@@ -174,7 +174,8 @@ class Question:
         read = self.read[rows].to(input_device(self.running))
         scale = 1.0 if scaled is None else scaled[1]
         taps = {point: _Tap(firings, point, read, scale=scale) for point in points}
-        with torch.enable_grad(), frozen_weights(self.running):
+        # hooks inside a copied bridge write to modules of the model that it was copied from
+        with torch.enable_grad(), frozen_weights(self.model), frozen_weights(self.running):
             found = self.probabilities(rows, [(point.name, tap) for point, tap in taps.items()])
             firings.check(1)
             leaves = [tap.leaf for tap in taps.values()]

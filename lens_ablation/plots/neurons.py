@@ -1,6 +1,6 @@
 """Gradients of neurons: curves of shifts, linearity by layer, estimates against measurements, groups."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -23,14 +23,12 @@ from lens_ablation.plots.style import (
     add_note,
     band,
     dress,
-    literal,
     new_figure,
-    number,
     plain,
     setting_words,
 )
 
-HEIGHT, PANEL, GAP = 460, 230, 96
+HEIGHT, PANEL, GAP = 460, 220, 130
 STEEPEST = 6
 """Neurons whose curves are drawn where none are chosen."""
 
@@ -53,7 +51,7 @@ def gradients_figure(found: NeuronGradients, *, candidate: int = 0) -> go.Figure
     jitter = np.random.default_rng(0).uniform(-0.35, 0.35, size=len(layers))
     figure = new_figure(
         f"What a unit more of each neuron adds to the answer's probability ({plain(found.estimator)})",
-        setting_words({**found.settings, "positions": "answer"}, found.values.shape[0]),
+        setting_words(found.settings, found.values.shape[0]),
         height=HEIGHT,
     )
     figure.add_trace(
@@ -102,7 +100,7 @@ def curves_figure(curves: ShiftCurves, neurons: Sequence[int] | None = None, *, 
         raise ValueError(f"neurons must be places in 0..{len(curves.sites) - 1}, got {wrong or 'none'}")
     figure = new_figure(
         "Change of the answer's probability as neurons are shifted",
-        setting_words({**curves.settings, "positions": "answer"}, curves.outputs.shape[0]),
+        setting_words(curves.settings, curves.outputs.shape[0]),
         height=HEIGHT,
     )
     shifts = curves.shifts.numpy()
@@ -127,7 +125,7 @@ def curves_figure(curves: ShiftCurves, neurons: Sequence[int] | None = None, *, 
                 hovertemplate=f"<b>{name}</b><br>shift %{{x:.3g}}: %{{y:+.3g}}<extra></extra>",
             )
         )
-    figure.update_xaxes(title_text=f"{_UNITS[curves.shift]} (units of the activation)")
+    figure.update_xaxes(title_text=_shift_words(curves))
     figure.update_yaxes(title_text="change of probability")
     figure.update_layout(legend={"title": {"text": "neuron", "font": {"size": FONT_SIZE}}})
     add_note(figure, "line: mean over examples · band: middle half of them · |r|: mean linearity over examples")
@@ -146,7 +144,7 @@ def linearity_figure(curves: ShiftCurves, *, threshold: float = LINEAR) -> go.Fi
     """
     figure = new_figure(
         f"Share of neurons with |r| ≥ {threshold:g} of shift and change of probability",
-        setting_words({**curves.settings, "positions": "answer"}, curves.outputs.shape[0]),
+        setting_words(curves.settings, curves.outputs.shape[0]),
         height=HEIGHT,
     )
     layers, ranges = torch.from_numpy(curves.sites.addresses[:, 0]), curves.ranges()
@@ -164,7 +162,7 @@ def linearity_figure(curves: ShiftCurves, *, threshold: float = LINEAR) -> go.Fi
                 hovertemplate=f"<b>layer {layer}</b><br>within ±%{{x:.3g}}: %{{y:.1f}} %<extra></extra>",
             )
         )
-    figure.update_xaxes(title_text=f"largest {_UNITS[curves.shift]} (units of the activation)", rangemode="tozero")
+    figure.update_xaxes(title_text=f"largest {_shift_words(curves)}", rangemode="tozero")
     figure.update_yaxes(title_text="linear (% of neurons on examples)", range=[0, 102])
     add_note(figure, "neurons that move nothing at all (at exactly 0 under signed shifts) count as not linear")
     return figure
@@ -209,12 +207,15 @@ def comparison_panels(comparison: GradientComparison) -> go.Figure:
                 row=row,
                 col=column,
             )
-            figure.update_xaxes(title_text=f"measured, {shift}", row=row, col=column)
-        figure.update_yaxes(title_text="estimated", row=row, col=1)
+            figure.update_xaxes(
+                title={"text": f"measured, {shift}", "font": {"size": FONT_SIZE}}, nticks=4, row=row, col=column
+            )
+        figure.update_yaxes(title={"text": "estimated", "font": {"size": FONT_SIZE}}, row=row, col=1)
+    figure.update_xaxes(tickangle=0, exponentformat="power")
     dress(
         figure,
         "Gradients of neurons: estimated against measured",
-        setting_words({**comparison.measured.settings, "positions": "answer"}, comparison.measured.values.shape[0]),
+        setting_words(comparison.measured.settings, comparison.measured.values.shape[0]),
         height=height,
     )
     figure.update_layout(margin={"t": top}, showlegend=False)
@@ -242,13 +243,13 @@ def groups_figure(effects: Sequence[GroupEffects]) -> go.Figure:
     first = effects[0]
     figure = new_figure(
         "Groups of neurons: sum of gradients against the effect of shifting them together",
-        setting_words({**first.settings, "positions": "answer"}, first.measured.shape[2]),
+        setting_words(first.settings, first.measured.shape[2]),
         height=HEIGHT,
     )
     for i, found in enumerate(effects):
         low, high = found.interval()
         sizes = np.asarray(found.sizes)
-        name = f"shifts of ±{number(float(str(found.settings['amount'])))}"
+        name = f"±{float(str(found.settings['amount'])):g}"
         figure.add_trace(band(sizes, low.numpy(), high.numpy(), i))
         figure.add_trace(
             go.Scatter(
@@ -259,15 +260,25 @@ def groups_figure(effects: Sequence[GroupEffects]) -> go.Figure:
                 legendgroup=str(i),
                 line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
                 marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
-                hovertemplate=f"<b>{name}</b><br>%{{x}} neurons: r %{{y:.3f}}<extra></extra>",
+                hovertemplate=f"<b>shifts of {name}</b><br>%{{x}} neurons: r %{{y:.3f}}<extra></extra>",
             )
         )
     figure.add_hline(y=0, line={"color": MUTED, "width": 1})
     figure.update_xaxes(title_text="neurons shifted together", type="log", dtick=float(np.log10(2)), tickformat=",d")
     figure.update_yaxes(title_text="correlation of prediction and effect", range=[-0.05, 1.05])
-    figure.update_layout(showlegend=True, legend={"title": {"text": literal(_UNITS[str(first.settings["shift"])])}})
+    figure.update_layout(
+        showlegend=True, legend={"title": {"text": _UNITS[str(first.settings["shift"])], "font": {"size": FONT_SIZE}}}
+    )
     add_note(figure, "Pearson over random groups, mean over examples · band: 95 % interval of that mean")
     return figure
+
+
+def _shift_words(curves: ShiftCurves) -> str:
+    """What is shifted, and in which unit."""
+    named = curves.settings.get("estimator")
+    way = named.get("settings") if isinstance(named, Mapping) else None
+    in_deviations = isinstance(way, Mapping) and bool(way.get("in_deviations"))
+    return f"{_UNITS[curves.shift]} ({'standard deviations' if in_deviations else 'units of the activation'})"
 
 
 def _signed_r(value: object) -> str:

@@ -1,5 +1,6 @@
 """Gradients of neurons against forward hooks on the plain model, finite differences and closed forms."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -392,6 +393,7 @@ def test_the_model_is_left_as_it_was():
     # nor does it hold a graph, with which it could not be copied
     wide = la.neuron_gradients(model, a_task(family), some(family), engine=la.Engine(dtype=DOUBLE), progress=False)
     own = la.neuron_gradients(model, a_task(family), some(family), progress=False)
+    copy.deepcopy(model)
     assert wide.probabilities.dtype == DOUBLE
     torch.testing.assert_close(own.values, wide.values, atol=1e-6, rtol=1e-3)
 
