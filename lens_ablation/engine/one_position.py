@@ -146,7 +146,8 @@ class Single:
             if tensor.ndim in (2, 3) and tensor.shape[0] in (1, n_rows) and tensor.shape[1] == n_pos:
                 places = torch.arange(n_pos, device=tensor.device).expand(n_rows, -1)
                 index = torch.cat([places, self.read[:, None].expand(-1, n)], dim=1)
-                return tensor.expand(n_rows, *tensor.shape[1:])[torch.arange(n_rows)[:, None], index]
+                rows = torch.arange(n_rows, device=tensor.device)[:, None]
+                return tensor.expand(n_rows, *tensor.shape[1:])[rows, index.to(tensor.device)]
             raise Unextendable(f"a tensor of shape {tuple(tensor.shape)}")
 
         args, kwargs = mapped(call.args, extend), mapped(dict(call.kwargs), extend)

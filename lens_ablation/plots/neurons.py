@@ -208,7 +208,7 @@ def comparison_panels(comparison: GradientComparison) -> go.Figure:
                 col=column,
             )
             figure.update_xaxes(
-                title={"text": f"measured, {shift}", "font": {"size": FONT_SIZE}}, nticks=4, row=row, col=column
+                title={"text": f"measured, {shift}", "font": {"size": FONT_SIZE}}, nticks=3, row=row, col=column
             )
         figure.update_yaxes(title={"text": "estimated", "font": {"size": FONT_SIZE}}, row=row, col=1)
     figure.update_xaxes(tickangle=0, exponentformat="power")
