@@ -102,8 +102,6 @@ def test_shifts_are_those_of_hooks_on_the_plain_model(name: str, signed: bool):
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "vit"])
 def test_a_batch_padded_on_the_left_gives_what_single_prompts_give(name: str):
     family = build(name)
-    if name == "hooked":
-        pytest.skip("HookedTransformer pads where its tokenizer does, and this one has none")
     task, few = a_task(family, padding="left"), some(family)
     for way in WAYS:
         whole = la.neuron_gradients(family.model, task, few, way, progress=False)
