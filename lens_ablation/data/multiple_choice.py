@@ -228,6 +228,7 @@ def multiple_choice_splits(
     allow_leaks: bool = False,
     leak_fields: Collection[str] | None = None,
     demos_from: str | None = None,
+    label: str = "label",
     **options: Any,
 ) -> dict[str, MultipleChoice]:
     """Each split of records as multiple choice, once it is known that they share no question.
@@ -238,6 +239,7 @@ def multiple_choice_splits(
         allow_leaks: Take splits that share or repeat questions all the same.
         leak_fields: Fields that make a question; all but ``label`` and ``answer`` by default.
         demos_from: The split that demonstrations are drawn from; the first by default.
+        label: The field that holds the right answer.
         **options: As in ``multiple_choice``.
 
     Raises:
@@ -259,11 +261,11 @@ def multiple_choice_splits(
     """
     read = {name: read_records(part) for name, part in splits.items()}
     if not allow_leaks:
-        require_no_leaks(read, fields=leak_fields)
+        require_no_leaks(read, label=label, fields=leak_fields)
     source = next(iter(read)) if demos_from is None else demos_from
     if source not in read:
         raise ValueError(f"demos_from names the split {source!r}; there are {', '.join(read)}")
-    shared = {"demos": read[source], **options}
+    shared = {"demos": read[source], "label": label, **options}
     return {name: multiple_choice(part, model, **{"name": name, **shared}) for name, part in read.items()}
 
 

@@ -63,12 +63,13 @@ def _of_json(path: Path) -> list[Any]:
     return found
 
 
-def question_of(record: Record, fields: Collection[str] | None = None) -> str:
+def question_of(record: Record, fields: Collection[str] | None = None, *, label: str = "label") -> str:
     """What a record asks, as text that is the same for two records that ask the same.
 
     Args:
         record: The record.
-        fields: The fields that make the question; all but ``ANSWER_FIELDS`` by default.
+        fields: The fields that make the question; all but ``ANSWER_FIELDS`` and ``label`` by default.
+        label: The field of the right answer.
 
     Raises:
         ValueError: the record lacks one of the fields.
@@ -79,7 +80,7 @@ def question_of(record: Record, fields: Collection[str] | None = None) -> str:
         '{"text": "1 plus 1"}'
     """
     if fields is None:
-        asked = {name: value for name, value in record.items() if name not in ANSWER_FIELDS}
+        asked = {name: value for name, value in record.items() if name not in {*ANSWER_FIELDS, label}}
     else:
         asked = {name: field_of(record, name) for name in fields}
     return json.dumps(asked, sort_keys=True, ensure_ascii=False, default=str)
@@ -96,7 +97,9 @@ def field_of(record: Record, name: str) -> Any:
     return record[name]
 
 
-def leaks(splits: Mapping[str, Records], *, fields: Collection[str] | None = None) -> pd.DataFrame:
+def leaks(
+    splits: Mapping[str, Records], *, label: str = "label", fields: Collection[str] | None = None
+) -> pd.DataFrame:
     """Which questions of a split also stand in another one, and which stand twice in their own.
 
     One row to an ordered pair of splits: ``records`` of ``split`` whose question occurs in ``also_in``, and their
@@ -104,7 +107,8 @@ def leaks(splits: Mapping[str, Records], *, fields: Collection[str] | None = Non
 
     Args:
         splits: Records by name of the split.
-        fields: Fields that make a question; all but ``label`` and ``answer`` by default.
+        label: The field of the right answer, which is no part of a question.
+        fields: Fields that make a question; all but the label, ``label`` and ``answer`` by default.
 
     Raises:
         ValueError: a split is empty, or a record lacks one of the fields.
@@ -120,7 +124,10 @@ def leaks(splits: Mapping[str, Records], *, fields: Collection[str] | None = Non
         >>> found[["split", "also_in", "records"]].values.tolist()
         [['train', 'train', 0], ['train', 'test', 1], ['test', 'train', 1], ['test', 'test', 0]]
     """
-    counted = {name: Counter(question_of(one, fields) for one in read_records(part)) for name, part in splits.items()}
+    counted = {
+        name: Counter(question_of(one, fields, label=label) for one in read_records(part))
+        for name, part in splits.items()
+    }
     rows: list[dict[str, object]] = []
     for name, own in counted.items():
         total = sum(own.values())
@@ -130,13 +137,15 @@ def leaks(splits: Mapping[str, Records], *, fields: Collection[str] | None = Non
     return pd.DataFrame(rows, columns=["split", "also_in", "records", "share"])
 
 
-def require_no_leaks(splits: Mapping[str, Records], *, fields: Collection[str] | None = None) -> None:
+def require_no_leaks(
+    splits: Mapping[str, Records], *, label: str = "label", fields: Collection[str] | None = None
+) -> None:
     """Refuse splits that share questions or repeat them.
 
     Raises:
         LeakingSplits: they do; the message counts them.
     """
-    table = leaks(splits, fields=fields)
+    table = leaks(splits, label=label, fields=fields)
     found = [
         f"{row['records']} records twice in {row['split']}"
         if row["split"] == row["also_in"]
@@ -243,12 +252,9 @@ def disjoint_splits(
     if not sizes or min(sizes.values()) < 1:
         raise ValueError(f"sizes gives each split a number of records, 1 or more; got {dict(sizes)}")
     listed = read_records(records)
-    excluded = {*ANSWER_FIELDS, label}
-    asked = fields or sorted({name for record in listed for name in record} - excluded)
     by_question: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in listed:
-        present = [name for name in asked if name in record] if fields is None else asked
-        by_question[question_of(record, present)].append(record)
+        by_question[question_of(record, fields, label=label)].append(record)
     clear = {question: same for question, same in by_question.items() if len({_label(one, label) for one in same}) == 1}
     kept = [same[0] for same in clear.values()]
     if sum(sizes.values()) > len(kept):

@@ -105,6 +105,19 @@ def test_an_overlap_that_another_label_hides_is_found():
     assert table["records"].tolist() == [0, 1, 1, 0]
 
 
+def test_a_label_of_another_name_is_no_part_of_the_question():
+    """Such as ``hallucination``: a question that stands in both splits with other labels is the same question."""
+    train, test = [{"text": "a", "gold": "no"}], [{"text": "a", "gold": "yes"}]
+    assert la.leaks({"train": train, "test": test}, label="gold")["records"].tolist() == [0, 1, 1, 0]
+    records = [{"text": f"compare {i} 50 : {i}", "gold": int(i < 50)} for i in range(40, 60)]
+    options = {"candidates": ["exceeds", "undercuts"], "template": "{text}", "separator": " ", "label": "gold"}
+    changed = [{**records[0], "gold": 0}]
+    with pytest.raises(LeakingSplits, match="1 of test also in train"):
+        la.multiple_choice_splits({"train": records, "test": changed}, la.load_model("tiny-lm"), **options)
+    splits = la.disjoint_splits([*records, *changed], {"train": 10, "test": 5}, label="gold")
+    assert splits.n_contradictory == 2
+
+
 def test_builders_refuse_leaking_splits_unless_told_otherwise():
     model = la.load_model("tiny-lm")
     records = [{"text": f"compare {i} 50 : {i}", "label": int(i < 50)} for i in range(40, 60)]

@@ -18,6 +18,7 @@ from lens_ablation.empirical.probe import Probe, strongest
 from lens_ablation.empirical.probes import PROBES
 from lens_ablation.errors import DamagedFile
 from tests.empirical.hand_made import activation, gradients_of, magnitude, polarity, random_case
+from tests.families import FAMILIES, build
 
 KINDS: list[Probe] = [
     la.PolarityProbe(k=5),
@@ -310,3 +311,42 @@ def test_a_skill_is_read_from_neurons_of_tiny_lm():
     assert len(own.neurons) == 0
     probe = la.fit_skill_probe(found[0], asked[0].labels, la.ForestProbe())
     assert probe.accuracy(found[1], asked[1].labels) > float(expected) + 0.2
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", FAMILIES)
+def test_probes_take_the_gradients_of_every_family(name: str):
+    """Down to a probe that names the answers of a random model's own choice, from its probabilities."""
+    family = build(name)
+    inputs = family.inputs(24)
+    with torch.no_grad():
+        logits = family.model(inputs, return_type="logits")
+    ids = torch.arange(4) if name == "vit" else torch.arange(10, 14)
+    read = logits if name == "vit" else logits[:, -1]
+    labels = read[:, ids].argmax(dim=1)
+    task = la.Task(inputs=inputs, answers=ids[labels])
+    found = la.neuron_gradients(family.model, task, candidates=ids, progress=False)
+    assert la.fit_skill_probe(found, labels, la.LogProbProbe()).accuracy(found, labels) == 1.0
+    for probe in (la.PolarityProbe(8), la.MagnitudeProbe(8), la.ForestProbe(n_trees=20)):
+        fitted = la.fit_skill_probe(found, labels, probe)
+        assert fitted.predict(found).shape == (24,)
+        assert fitted.neurons.kind == ("pre_linear" if name == "llama" else "neuron")
+    assert fitted.accuracy(found, labels) > 0.9
+    other = la.neuron_gradients(build(name, seed=5).model, task, candidates=ids, progress=False)
+    with pytest.raises(ValueError, match="gradients of another model"):
+        fitted.predict(other)
+
+
+def test_classes_of_images_are_candidates_too():
+    """The ten digits of tiny-vit, at the class token."""
+    model = la.load_model("tiny-vit")
+    train, test = (la.tasks.digits(model, n=120, split=split) for split in ("train", "held_out"))
+    digits = torch.arange(10)
+    seen, found = (la.neuron_gradients(model, one, candidates=digits, progress=False) for one in (train, test))
+    probe = la.fit_skill_probe(seen, train.answers, la.MagnitudeProbe(k=64))
+    own = la.fit_skill_probe(seen, train.answers, la.LogProbProbe())
+    assert own.accuracy(found, test.answers) > 0.9
+    assert probe.accuracy(found, test.answers) > 0.5
+    activations = la.fit_skill_probe(seen, train.answers, la.ActivationProbe(k=16))
+    assert activations.state["node_places"].shape == (9, 16)
+    assert activations.accuracy(found, test.answers) > 0.5
