@@ -31,6 +31,9 @@ PAPER = {
 }
 """Zhao et al.: r of BERT-base and of Llama2-7B, mean absolute error of BERT-base, time to a prompt."""
 
+TWO_SHIFTS = (0.05, 0.2)
+"""Ranges with one shift to each side, over which every neuron is linear."""
+
 RANGES = {"raw": (0.05, 0.1, 0.2, 0.6, 1.0, 1.4, 2.0), "deviations": (0.05, 0.1, 0.2, 0.6, 1.0, 1.4, 2.0)}
 
 
@@ -139,7 +142,8 @@ def ranges(measured: Measured) -> str:
                 name = f"{setup} (median deviation {size:.2g})" if label == "r with NeurGrad" else ""
                 cells.append([name, label, *(_r(here[s][key]) for s in sizes)])
             for label, key in {"linear, of those moved": "linear_moved", "positive slopes": "positive"}.items():
-                cells.append(["", label, *(_percent(here[s][key]) for s in sizes)])
+                shown = ["" if s in TWO_SHIFTS and key == "linear_moved" else _percent(here[s][key]) for s in sizes]
+                cells.append(["", label, *shown])
         word = "units of the activation" if unit == "raw" else "standard deviations"
         text.append(_table([f"shifts in {word}", "", *(f"±{s:g}" for s in sizes)], cells))
     return "\n".join(text)
@@ -206,10 +210,11 @@ def range_figure(measured: Measured) -> go.Figure:
                 (row for row in rows if row["setup"] == setup and row["unit"] == unit), key=lambda row: row["range"]
             )
             for line, (key, factor) in enumerate((("r", 1), ("linear_moved", 100)), start=1):
+                drawn = [row for row in here if line == 1 or row["range"] not in TWO_SHIFTS]
                 figure.add_trace(
                     go.Scatter(
-                        x=[row["range"] for row in here],
-                        y=[factor * row[key] for row in here],
+                        x=[row["range"] for row in drawn],
+                        y=[factor * row[key] for row in drawn],
                         mode="lines+markers",
                         name=style.plain(setup),
                         legendgroup=setup,

@@ -130,7 +130,7 @@ def measure_ranges() -> list[Row]:
                     case.model, case.task, case.neurons, way, dtype=torch.float64, engine=EXACT, progress=False
                 )
                 curves = found.curves
-                shares = curves.linear_share().to_dict("records")
+                shares = curves.linear_share(ranges=curves.ranges()).to_dict("records")
                 for share in shares:
                     part = curves.within(float(share["range"]))
                     rows.append(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LINEAR = 0.95
 """Least Pearson correlation of shift and change at which a neuron counts as linear, whatever its sign."""
 
+LEAST_SHIFTS = 4
+"""Shifts from which on linearity says something: over one to each side it is nearly always 1 or -1."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ShiftCurves:
@@ -91,17 +94,21 @@ class ShiftCurves:
         """Every range of shifts that was measured, ascending."""
         return sorted({round(size, 9) for size in self.shifts.abs().tolist()})
 
+    def ranges_of_linearity(self) -> list[float]:
+        """Those within which lie enough shifts to tell a line from a curve."""
+        return [size for size in self.ranges() if len(self.within(size).shifts) >= LEAST_SHIFTS]
+
     def linear_share(self, threshold: float = LINEAR, ranges: Sequence[float] | None = None) -> pd.DataFrame:
         """Share of linear neurons over growing ranges of shift.
 
         A neuron is linear on an example and candidate where ``|linearity|`` reaches the threshold. One row to a range:
         ``range``, ``linear`` (of all), ``linear_moved`` (of those that moved the probability at all), ``linear_live``
         (of those on probabilities that are not saturated), ``positive`` (share with a positive slope of those that
-        have one), ``n``.
+        have one), ``n``. By default ranges with four shifts or more, as over two every neuron is linear.
         """
         rows = []
         live = ~_saturated(self.baseline)[:, :, None].expand(self.outputs.shape[:-1])
-        for size in self.ranges() if ranges is None else ranges:
+        for size in self.ranges_of_linearity() if ranges is None else ranges:
             part = self.within(size)
             found = part.linearity.abs() >= threshold
             moved = (part.changes != 0).any(dim=-1)

@@ -147,7 +147,7 @@ def linearity_figure(curves: ShiftCurves, *, threshold: float = LINEAR) -> go.Fi
         setting_words(curves.settings, curves.outputs.shape[0]),
         height=HEIGHT,
     )
-    layers, ranges = torch.from_numpy(curves.sites.addresses[:, 0]), curves.ranges()
+    layers, ranges = torch.from_numpy(curves.sites.addresses[:, 0]), curves.ranges_of_linearity()
     found = [curves.within(size).linearity.abs() >= threshold for size in ranges]
     for i, layer in enumerate(curves.sites.layers):
         share = [100 * float(part[..., layers == layer].double().mean()) for part in found]

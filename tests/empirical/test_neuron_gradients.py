@@ -218,8 +218,8 @@ def test_a_linear_response_has_its_own_slope_and_linearity_one():
     torch.testing.assert_close(curves.slope[0, 0], slopes, atol=1e-15, rtol=1e-12)
     torch.testing.assert_close(curves.linearity[0, 0], slopes.sign(), atol=1e-12, rtol=0)
     assert curves.polarity[0, 0].tolist() == [1, -1, 0]
-    table = curves.linear_share()
-    assert table["range"].tolist() == [0.2, 0.4]
+    assert curves.linear_share()["range"].tolist() == [0.4]  # over one shift to each side everything is linear
+    table = curves.linear_share(ranges=[0.2, 0.4])
     assert table["linear"].tolist() == pytest.approx([2 / 3, 2 / 3])
     assert table["linear_moved"].tolist() == [1, 1]
     assert table["positive"].tolist() == [0.5, 0.5]
