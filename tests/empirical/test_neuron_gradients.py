@@ -324,6 +324,8 @@ def test_the_up_projection_is_no_other_neuron(unchecked: Callable[[ModuleType], 
     assert (str(up[1, 3]), str(la.neurons(gated)[1, 3])) == ("L1.pre_linear3", "L1N3")
     assert up[1, 3].hook_name == "blocks.1.mlp.hook_pre_linear"
     assert len(up) == N_LAYERS * D_MLP
+    assert la.check_sites(gated).changes["hook_pre_linear"] > 0
+    assert "hook_pre_linear" not in la.check_sites(plain).changes
     with pytest.raises(UnsupportedModel, match="not gated, so they have no hook_pre_linear"):
         la.neurons(plain, at="pre_linear")
     with pytest.raises(ValueError, match="neurons are at 'post' or 'pre_linear', got 'gate'"):
