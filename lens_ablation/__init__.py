@@ -33,9 +33,43 @@ if TYPE_CHECKING:
     from lens_ablation.attribution.rounds import edit_in_rounds as edit_in_rounds
     from lens_ablation.citations import cite as cite
     from lens_ablation.data import metrics as metrics
+    from lens_ablation.data import skills as skills
     from lens_ablation.data import tasks as tasks
+    from lens_ablation.data.fact_prompts import fact_records as fact_records
+    from lens_ablation.data.multiple_choice import MultipleChoice as MultipleChoice
+    from lens_ablation.data.multiple_choice import multiple_choice as multiple_choice
+    from lens_ablation.data.multiple_choice import multiple_choice_splits as multiple_choice_splits
     from lens_ablation.data.random_inputs import random_inputs as random_inputs
+    from lens_ablation.data.records import Splits as Splits
+    from lens_ablation.data.records import disjoint_splits as disjoint_splits
+    from lens_ablation.data.records import leaks as leaks
     from lens_ablation.data.task import Task as Task
+    from lens_ablation.empirical.activation_probe import ActivationProbe as ActivationProbe
+    from lens_ablation.empirical.compare import GradientComparison as GradientComparison
+    from lens_ablation.empirical.compare import compare_gradients as compare_gradients
+    from lens_ablation.empirical.curves import ShiftCurves as ShiftCurves
+    from lens_ablation.empirical.estimate import neuron_gradients as neuron_gradients
+    from lens_ablation.empirical.estimators import Gradient as Gradient
+    from lens_ablation.empirical.estimators import IntegratedGradients as IntegratedGradients
+    from lens_ablation.empirical.estimators import NeurGrad as NeurGrad
+    from lens_ablation.empirical.forest_probe import ForestProbe as ForestProbe
+    from lens_ablation.empirical.gradients import NeuronGradients as NeuronGradients
+    from lens_ablation.empirical.groups import GroupEffects as GroupEffects
+    from lens_ablation.empirical.groups import group_effects as group_effects
+    from lens_ablation.empirical.log_prob_probe import LogProbProbe as LogProbProbe
+    from lens_ablation.empirical.log_probability import LogProbIncrease as LogProbIncrease
+    from lens_ablation.empirical.measured import EmpiricalGradient as EmpiricalGradient
+    from lens_ablation.empirical.probe_studies import ProbeCurve as ProbeCurve
+    from lens_ablation.empirical.probe_studies import probe_agreement as probe_agreement
+    from lens_ablation.empirical.probe_studies import probe_curve as probe_curve
+    from lens_ablation.empirical.probe_studies import probes_of_parts as probes_of_parts
+    from lens_ablation.empirical.probes import SkillProbe as SkillProbe
+    from lens_ablation.empirical.probes import fit_skill_probe as fit_skill_probe
+    from lens_ablation.empirical.shift import shift as shift
+    from lens_ablation.empirical.shift_effect import ShiftEffect as ShiftEffect
+    from lens_ablation.empirical.shift_effect import shift_effect as shift_effect
+    from lens_ablation.empirical.sign_probes import MagnitudeProbe as MagnitudeProbe
+    from lens_ablation.empirical.sign_probes import PolarityProbe as PolarityProbe
     from lens_ablation.engine.estimate import Estimate as Estimate
     from lens_ablation.engine.estimate import estimate as estimate
     from lens_ablation.engine.options import Engine as Engine
@@ -84,6 +118,18 @@ if TYPE_CHECKING:
     from lens_ablation.studies.sweep import sweep as sweep
 
 _WHERE = {
+    "GradientComparison": "lens_ablation.empirical.compare",
+    "compare_gradients": "lens_ablation.empirical.compare",
+    "GroupEffects": "lens_ablation.empirical.groups",
+    "group_effects": "lens_ablation.empirical.groups",
+    "ShiftCurves": "lens_ablation.empirical.curves",
+    "EmpiricalGradient": "lens_ablation.empirical.measured",
+    "neuron_gradients": "lens_ablation.empirical.estimate",
+    "Gradient": "lens_ablation.empirical.estimators",
+    "IntegratedGradients": "lens_ablation.empirical.estimators",
+    "NeurGrad": "lens_ablation.empirical.estimators",
+    "NeuronGradients": "lens_ablation.empirical.gradients",
+    "LogProbIncrease": "lens_ablation.empirical.log_probability",
     "Optimal": "lens_ablation.methods.optimal",
     "OptimalConstants": "lens_ablation.methods.optimal_constants",
     "fit_optimal": "lens_ablation.optimal.fit",
@@ -152,6 +198,27 @@ _WHERE = {
     "pruning_curve": "lens_ablation.studies.pruning",
     "random_inputs": "lens_ablation.data.random_inputs",
     "sweep": "lens_ablation.studies.sweep",
+    "MultipleChoice": "lens_ablation.data.multiple_choice",
+    "Splits": "lens_ablation.data.records",
+    "disjoint_splits": "lens_ablation.data.records",
+    "fact_records": "lens_ablation.data.fact_prompts",
+    "leaks": "lens_ablation.data.records",
+    "multiple_choice": "lens_ablation.data.multiple_choice",
+    "multiple_choice_splits": "lens_ablation.data.multiple_choice",
+    "ActivationProbe": "lens_ablation.empirical.activation_probe",
+    "ForestProbe": "lens_ablation.empirical.forest_probe",
+    "LogProbProbe": "lens_ablation.empirical.log_prob_probe",
+    "MagnitudeProbe": "lens_ablation.empirical.sign_probes",
+    "PolarityProbe": "lens_ablation.empirical.sign_probes",
+    "SkillProbe": "lens_ablation.empirical.probes",
+    "fit_skill_probe": "lens_ablation.empirical.probes",
+    "ProbeCurve": "lens_ablation.empirical.probe_studies",
+    "probe_curve": "lens_ablation.empirical.probe_studies",
+    "probe_agreement": "lens_ablation.empirical.probe_studies",
+    "probes_of_parts": "lens_ablation.empirical.probe_studies",
+    "shift": "lens_ablation.empirical.shift",
+    "ShiftEffect": "lens_ablation.empirical.shift_effect",
+    "shift_effect": "lens_ablation.empirical.shift_effect",
 }
 _MODULES = {
     "edits": "lens_ablation.attribution.edits",
@@ -159,10 +226,12 @@ _MODULES = {
     "tasks": "lens_ablation.data.tasks",
     "metrics": "lens_ablation.data.metrics",
     "plots": "lens_ablation.plots",
+    "skills": "lens_ablation.data.skills",
     "zoo": "lens_ablation.zoo",
 }
 
 __all__ = [
+    "ActivationProbe",
     "ActivationStatistics",
     "Attribution",
     "Baked",
@@ -174,30 +243,48 @@ __all__ = [
     "CounterfactualCorrelation",
     "Edit",
     "Effect",
+    "EmpiricalGradient",
     "Engine",
     "Estimate",
+    "ForestProbe",
     "GaussianNoise",
+    "Gradient",
+    "GradientComparison",
     "GradientTimesMask",
+    "GroupEffects",
+    "IntegratedGradients",
     "InternalInfluence",
     "LeaveOneOut",
     "Lens",
+    "LogProbIncrease",
+    "LogProbProbe",
     "LogitLens",
+    "MagnitudeProbe",
     "Mean",
     "MeanAttention",
     "Method",
     "MethodComparison",
+    "MultipleChoice",
+    "NeurGrad",
+    "NeuronGradients",
     "Noise",
     "Optimal",
     "OptimalConstantAttention",
     "OptimalConstants",
     "OptimalVector",
     "Peak",
+    "PolarityProbe",
+    "ProbeCurve",
     "PruningCurve",
     "RandomAttribution",
     "Resample",
+    "ShiftCurves",
+    "ShiftEffect",
     "Site",
     "SiteReport",
     "SiteSet",
+    "SkillProbe",
+    "Splits",
     "SweepResult",
     "Task",
     "TraceResult",
@@ -211,27 +298,42 @@ __all__ = [
     "check_sites",
     "cite",
     "collect_statistics",
+    "compare_gradients",
     "compare_methods",
     "counterfactual_correlation",
+    "disjoint_splits",
     "edit",
     "edit_in_rounds",
     "edits",
     "errors",
     "estimate",
+    "fact_records",
     "fit_edit_constants",
     "fit_lens",
     "fit_optimal",
+    "fit_skill_probe",
+    "group_effects",
     "heads",
     "hooks",
+    "leaks",
     "load_model",
     "metrics",
     "mlps",
+    "multiple_choice",
+    "multiple_choice_splits",
+    "neuron_gradients",
     "neurons",
     "patterns",
     "plots",
+    "probe_agreement",
+    "probe_curve",
+    "probes_of_parts",
     "pruning_curve",
     "random_inputs",
     "reader_rows",
+    "shift",
+    "shift_effect",
+    "skills",
     "sweep",
     "tasks",
     "trace",

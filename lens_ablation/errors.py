@@ -56,6 +56,10 @@ class StoreMismatch(ValueError):
     """A store of shards that belongs to another plan, or a folder that is no store."""
 
 
+class LeakingSplits(ValueError):
+    """Splits of records that share questions, so that what is fitted on one is not tested by another."""
+
+
 class MissingExtra(ImportError):
     """An optional dependency that is not installed."""
 

@@ -375,9 +375,44 @@ def attention_neurons(model: LensModel) -> SiteSet:
     return _all(model, "z")
 
 
-def neurons(model: LensModel) -> SiteSet:
-    """Every MLP neuron, ``[layer, unit]``, at ``hook_post``."""
-    return _all(model, "neuron")
+NeuronsAt = Literal["post", "pre_linear"]
+"""Which activation of an MLP is the neuron."""
+
+
+def neurons(model: LensModel, at: NeuronsAt = "post") -> SiteSet:
+    """Every MLP neuron, ``[layer, unit]``, at ``hook_post`` or, of gated MLPs, at ``hook_pre_linear``.
+
+    Args:
+        model: A TransformerLens model.
+        at: ``post``, what the MLP's second projection reads (printed ``L3N17``); or ``pre_linear``, the up projection
+            before its product with the gate (``L3.pre_linear17``), which Zhao et al. call the neuron of gated MLPs.
+            The two are different quantities: ``post = act(pre) * pre_linear``.
+
+    Raises:
+        UnsupportedModel: ``pre_linear`` of a model whose MLPs are not gated.
+        ValueError: ``at`` is something else.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-lm")
+        >>> la.neurons(model)[3, 17], len(la.neurons(model))
+        (L3N17, 2048)
+    """
+    if at == "post":
+        return _all(model, "neuron")
+    if at != "pre_linear":
+        raise ValueError(f"neurons are at 'post' or 'pre_linear', got {at!r}")
+    if not is_gated(model):
+        raise UnsupportedModel(
+            "this model's MLPs are not gated, so they have no hook_pre_linear; its neurons are neurons(model), at "
+            "hook_post"
+        )
+    return _all(model, "pre_linear")
+
+
+def is_gated(model: LensModel) -> bool:
+    """Whether the MLPs multiply an up projection by a gate, as those of Llama do."""
+    return HookPoint("pre_linear", 0).name in model.hook_dict
 
 
 def patterns(model: LensModel) -> SiteSet:
@@ -446,8 +481,9 @@ def writer_rows(model: LensModel, kinds: Sequence[Kind] | None = None) -> list[S
     """
     if kinds is not None:
         return _rows(model, kinds, WRITER_KINDS, "writer_rows")
-    gated = HookPoint("pre_linear", 0).name in model.hook_dict
-    found = _rows(model, [kind for kind in WRITER_KINDS if gated or kind != "pre_linear"], WRITER_KINDS, "writer_rows")
+    found = _rows(
+        model, [kind for kind in WRITER_KINDS if is_gated(model) or kind != "pre_linear"], WRITER_KINDS, "writer_rows"
+    )
     unhooked = unhooked_maps(model)
     if unhooked:
         raise UnsupportedModel(

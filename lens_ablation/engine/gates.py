@@ -13,7 +13,7 @@ from lens_ablation.ablation import Firings, removal_masks, repeat_rows, replacin
 from lens_ablation.data.metrics import Metric
 from lens_ablation.engine.part import Part
 from lens_ablation.models.forward import forward
-from lens_ablation.models.protocol import FwdHook, LensModel
+from lens_ablation.models.protocol import FwdHook, LensModel, modules_in
 from lens_ablation.sites import HookPoint, SiteSet
 
 Shares = Sequence[Float[np.ndarray, "variant _"]]
@@ -59,7 +59,7 @@ def gate_gradients(part: Part, shares: Shares) -> GateGradients:
 
 @contextmanager
 def frozen_weights(model: LensModel) -> Iterator[None]:
-    """Inside, no weight asks for a gradient, so that passes keep nothing for it."""
+    """Inside, no weight asks for a gradient, so that passes keep nothing for it; after it, modules hold no graph."""
     asking = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in asking:
         weight.requires_grad_(False)
@@ -68,6 +68,11 @@ def frozen_weights(model: LensModel) -> Iterator[None]:
     finally:
         for weight in asking:
             weight.requires_grad_(True)
+        # some bridges keep a pattern of their last pass, with which a model could not be copied
+        for module in modules_in(model, getattr(model, "original_model", None)):
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    vars(module)[name] = value.detach()
 
 
 def _leaves(

@@ -254,6 +254,15 @@ class Part:
 
     def tail_scores(self, residual: Residual) -> Iterator[Float[Tensor, " row"]]:
         """The metric of all rows, in runs of as many as keep the logits small."""
+        for logits, batch in self.tail_logits(residual):
+            metric = _metric(batch)
+            if metric.reads == "answers":
+                yield metric.of_answers(widened(logits), batch)
+            else:
+                yield metric(logits if batch.n_pos is not None else logits[:, 0], batch)
+
+    def tail_logits(self, residual: Residual) -> Iterator[tuple[Float[Tensor, "row target d_vocab"], Task]]:
+        """Logits where the metric reads them (all, if it reads all), and the examples, in runs of rows."""
         read = self._positions_of(self.batch)
         n_read = self.clean.n_pos if read is None else read.shape[1]
         width = int(self.clean.logits.shape[-1])
@@ -263,12 +272,7 @@ class Part:
             step -= step % self.n_examples
         for start in range(0, len(residual), step):
             rows = slice(start, min(start + step, len(residual)))
-            logits, batch = self.answer_logits(residual, rows), self.repeated(rows)
-            metric = _metric(batch)
-            if metric.reads == "answers":
-                yield metric.of_answers(widened(logits), batch)
-            else:
-                yield metric(logits if batch.n_pos is not None else logits[:, 0], batch)
+            yield self.answer_logits(residual, rows), self.repeated(rows)
 
     def plain_logits(self, flags: Flags) -> Float[Tensor, "row ... width"]:
         """All logits of the variants by a plain forward pass, rows ``[variant, example]``."""

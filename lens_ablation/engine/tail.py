@@ -46,7 +46,7 @@ def answer_logits_of(
     if tail != "model" and positions is not None:
         residual = at_positions(residual, positions)
     if tail == "head":
-        return _head(model, residual)
+        return head_logits(model, residual)
     with answering(clean, residual):
         logits = forward(model, inputs, attention_mask=attention_mask)
     if is_image:
@@ -74,6 +74,7 @@ def _constant(answer: Any) -> Any:
     return forward
 
 
-def _head(model: Any, residual: Residual) -> AnswerLogits:
+def head_logits(model: Any, residual: Residual) -> AnswerLogits:
+    """Logits of a residual by the final norm and the unembedding, as a model with ``tail`` ``head`` computes them."""
     norm: Module | None = getattr(model, "ln_final", None)
     return model.unembed(residual if norm is None else norm(residual))

@@ -30,7 +30,13 @@ _PROJECTIONS = {
 _ROWS = {"attn_in": "ln1_out", "mlp_in": "ln2_out"} | {of: of for of in GIVEN}
 """Kinds of sites that stand for rows of weights, beside ``z`` and ``neuron``, and their activations."""
 
-_SITE_HOOKS = {"hook_z": "z", "hook_post": "post", "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out"}
+_SITE_HOOKS = {
+    "hook_z": "z",
+    "hook_post": "post",
+    "hook_pre_linear": "pre_linear",
+    "hook_attn_out": "attn_out",
+    "hook_mlp_out": "mlp_out",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
