@@ -39,6 +39,9 @@ MOVED, NOISE = 2, 0.1
 """Moved copies of each image to which constants are fitted, and what is added to their pixels: as tiny-vit was trained,
 since it knows the images themselves by heart."""
 
+OTHER_SKILLS = (tasks.ioi, tasks.greater_than, tasks.pronouns, tasks.agreement)
+"""What forgetting a relation is to spare beside the other facts."""
+
 VALIDATION_DIGITS = 250
 """Held-out images on which ``forget_class`` chooses; the others are for the report."""
 
@@ -155,6 +158,8 @@ def forget_relation(
 ) -> Edited:
     """Unlearn the facts of one relation and keep the others; as ``forget_class``, on training prompts alone.
 
+    What is to be spared are the other facts, and prompts of four other skills.
+
     Args:
         model: tiny-lm, or another language model that knows the facts.
         relation: ``capital``, ``continent``, ``language``, ``currency``, ``symbol`` or ``young``.
@@ -176,12 +181,16 @@ def forget_relation(
     def asked(relations: Sequence[str], split: Split, n: int) -> Task:
         return tasks.facts(model, n, split=split, metric=correct_margin, relations=relations)
 
-    wanted, others = asked([relation], "train", 150), asked(rest, "train", 600)
+    wanted, others = asked([relation], "train", 100), asked(rest, "train", 600)
+    skills = [make(model, 80, split="train", metric=correct_margin) for make in OTHER_SKILLS]
     found = _forgotten(
         model,
         (wanted.select(slice(40)), others.select(slice(120))),
-        (wanted.select(slice(110)), others.select(slice(400))),
-        (wanted.select(slice(110, None)), others.select(slice(400, None))),
+        (wanted.select(slice(75)), joined([others.select(slice(400)), *(task.select(slice(50)) for task in skills)])),
+        (
+            wanted.select(slice(75, None)),
+            joined([others.select(slice(400, None)), *(task.select(slice(50, None)) for task in skills)]),
+        ),
         n_masks,
         progress,
     )
