@@ -113,6 +113,39 @@ def edits(measured: Measured) -> str:
     return _table(["task", "ablated", "replaced by", "held-out examples"], cells)
 
 
+MOST_LEFT, MOST_LOST = 0.1, 0.02
+"""Of what is to be forgotten at most this is to be left, and others are to lose this at most."""
+
+
+def forgotten(measured: Measured) -> str:
+    """Which edits forget enough and spare the others, and by how many examples those that do not miss it."""
+    kept: list[str] = []
+    costly, left = [], []
+    for row in measured["edits"]:
+        name = row["task"].removeprefix("forget ")
+        if name == row["task"]:
+            continue
+        target = row["groups"]["class" if "class" in row["groups"] else "relation"]
+        spared = {key: group for key, group in row["groups"].items() if key not in ("class", "relation")}
+        lost = {key: group["before"] - group["after"] for key, group in spared.items()}
+        if target["after"] > MOST_LEFT + ROUNDING:
+            left.append(f"{name} ({round(target['after'] * target['n'])} of {target['n']} left)")
+        elif max(lost.values()) > MOST_LOST + ROUNDING:
+            missed = [
+                f"{key} {100 * -lost[key]:+.1f} points, {round(lost[key] * group['n'])} of {group['n']}"
+                for key, group in spared.items()
+                if lost[key] > MOST_LOST + ROUNDING
+            ]
+            costly.append(f"{name} ({'; '.join(missed)})")
+        else:
+            kept.append(name)
+    said = {"Reached": kept, "Forgotten, at a higher price": costly, "Not forgotten": left}
+    return "".join(f"- {what}: {', '.join(names)}.\n" for what, names in said.items() if names)
+
+
+ROUNDING = 1e-6
+
+
 def _errors(rows: Sequence[Row]) -> str:
     fixed = sum(row["groups"]["error"]["after"] == 1 for row in rows)
     others = [row["groups"]["others"] for row in rows]
@@ -197,6 +230,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Measured], str]]] = {
     "wins": ("components", wins),
     "variants": ("variants", variants),
     "edits": ("edits", edits),
+    "forgotten": ("edits", forgotten),
 }
 """By name: the part of the measurement that a table needs, and what makes it."""
 

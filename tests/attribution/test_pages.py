@@ -67,6 +67,26 @@ def test_errors_are_counted_and_other_edits_have_a_row_each(script):
     ]
 
 
+def test_forgetting_is_judged_by_what_is_left_and_what_others_lose(script):
+    def one(task: str, **groups: tuple[int, float, float]) -> dict[str, Any]:
+        return {
+            "task": task,
+            "groups": {name: {"n": n, "before": before, "after": after} for name, (n, before, after) in groups.items()},
+        }
+
+    found = [
+        one("remove the backdoor", clean=(10, 1.0, 0.0)),
+        one("forget the digit 1", **{"class": (20, 1.0, 0.1), "others": (100, 0.99, 0.97)}),
+        one("forget the digit 2", **{"class": (20, 1.0, 0.0), "others": (200, 1.0, 0.97)}),
+        one("forget capital", relation=(20, 1.0, 0.15), others=(100, 1.0, 1.0)),
+    ]
+    assert script["forgotten"]({"edits": found}).splitlines() == [
+        "- Reached: the digit 1.",
+        "- Forgotten, at a higher price: the digit 2 (others -3.0 points, 6 of 200).",
+        "- Not forgotten: capital (3 of 20 left).",
+    ]
+
+
 def test_what_was_not_measured_is_left_alone(script):
     page = "<!-- table: edits -->\nold\n<!-- end -->\n<!-- table: other -->\nold\n<!-- end -->\n"
     assert script["filled"](page, {"estimators": []}) == page
