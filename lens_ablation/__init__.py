@@ -87,6 +87,10 @@ if TYPE_CHECKING:
     from lens_ablation.models.checks import SiteReport as SiteReport
     from lens_ablation.models.checks import check_sites as check_sites
     from lens_ablation.models.loading import load_model as load_model
+    from lens_ablation.modularity.importance import Importance as Importance
+    from lens_ablation.modularity.importance import importance as importance
+    from lens_ablation.modularity.use import NeuronUse as NeuronUse
+    from lens_ablation.modularity.use import neuron_use as neuron_use
     from lens_ablation.optimal.compare import MethodComparison as MethodComparison
     from lens_ablation.optimal.compare import compare_methods as compare_methods
     from lens_ablation.optimal.corruption import GaussianNoise as GaussianNoise
@@ -118,6 +122,10 @@ if TYPE_CHECKING:
     from lens_ablation.studies.sweep import sweep as sweep
 
 _WHERE = {
+    "Importance": "lens_ablation.modularity.importance",
+    "importance": "lens_ablation.modularity.importance",
+    "NeuronUse": "lens_ablation.modularity.use",
+    "neuron_use": "lens_ablation.modularity.use",
     "GradientComparison": "lens_ablation.empirical.compare",
     "compare_gradients": "lens_ablation.empirical.compare",
     "GroupEffects": "lens_ablation.empirical.groups",
@@ -252,6 +260,7 @@ __all__ = [
     "GradientComparison",
     "GradientTimesMask",
     "GroupEffects",
+    "Importance",
     "IntegratedGradients",
     "InternalInfluence",
     "LeaveOneOut",
@@ -267,6 +276,7 @@ __all__ = [
     "MultipleChoice",
     "NeurGrad",
     "NeuronGradients",
+    "NeuronUse",
     "Noise",
     "Optimal",
     "OptimalConstantAttention",
@@ -315,6 +325,7 @@ __all__ = [
     "group_effects",
     "heads",
     "hooks",
+    "importance",
     "leaks",
     "load_model",
     "metrics",
@@ -322,6 +333,7 @@ __all__ = [
     "multiple_choice",
     "multiple_choice_splits",
     "neuron_gradients",
+    "neuron_use",
     "neurons",
     "patterns",
     "plots",
