@@ -89,6 +89,8 @@ if TYPE_CHECKING:
     from lens_ablation.models.loading import load_model as load_model
     from lens_ablation.modularity.importance import Importance as Importance
     from lens_ablation.modularity.importance import importance as importance
+    from lens_ablation.modularity.prune import prune_selectively as prune_selectively
+    from lens_ablation.modularity.pruned import SelectivePruning as SelectivePruning
     from lens_ablation.modularity.use import NeuronUse as NeuronUse
     from lens_ablation.modularity.use import neuron_use as neuron_use
     from lens_ablation.optimal.compare import MethodComparison as MethodComparison
@@ -122,6 +124,8 @@ if TYPE_CHECKING:
     from lens_ablation.studies.sweep import sweep as sweep
 
 _WHERE = {
+    "prune_selectively": "lens_ablation.modularity.prune",
+    "SelectivePruning": "lens_ablation.modularity.pruned",
     "Importance": "lens_ablation.modularity.importance",
     "importance": "lens_ablation.modularity.importance",
     "NeuronUse": "lens_ablation.modularity.use",
@@ -288,6 +292,7 @@ __all__ = [
     "PruningCurve",
     "RandomAttribution",
     "Resample",
+    "SelectivePruning",
     "ShiftCurves",
     "ShiftEffect",
     "Site",
@@ -340,6 +345,7 @@ __all__ = [
     "probe_agreement",
     "probe_curve",
     "probes_of_parts",
+    "prune_selectively",
     "pruning_curve",
     "random_inputs",
     "reader_rows",

@@ -7,6 +7,7 @@ from lens_ablation.plots.editing import edit_figure
 from lens_ablation.plots.heatmap import sweep_heatmap
 from lens_ablation.plots.histograms import activation_histogram, distribution_gallery
 from lens_ablation.plots.lens import lens_tokens_figure, lenses_figure
+from lens_ablation.plots.modularity import selective_figure
 from lens_ablation.plots.neurons import (
     comparison_panels,
     curves_figure,
@@ -37,6 +38,7 @@ __all__ = [
     "linearity_figure",
     "probe_curve_figure",
     "pruning_figure",
+    "selective_figure",
     "shift_effect_figure",
     "sweep_heatmap",
     "trace_figure",
