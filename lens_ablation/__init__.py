@@ -87,10 +87,16 @@ if TYPE_CHECKING:
     from lens_ablation.models.checks import SiteReport as SiteReport
     from lens_ablation.models.checks import check_sites as check_sites
     from lens_ablation.models.loading import load_model as load_model
+    from lens_ablation.modularity.cross import CrossPruning as CrossPruning
+    from lens_ablation.modularity.cross import cross_pruning as cross_pruning
+    from lens_ablation.modularity.cross import selective_neurons as selective_neurons
     from lens_ablation.modularity.importance import Importance as Importance
     from lens_ablation.modularity.importance import importance as importance
+    from lens_ablation.modularity.overlap import Overlap as Overlap
+    from lens_ablation.modularity.overlap import overlap as overlap
     from lens_ablation.modularity.prune import prune_selectively as prune_selectively
     from lens_ablation.modularity.pruned import SelectivePruning as SelectivePruning
+    from lens_ablation.modularity.random_weights import random_weights as random_weights
     from lens_ablation.modularity.use import NeuronUse as NeuronUse
     from lens_ablation.modularity.use import neuron_use as neuron_use
     from lens_ablation.optimal.compare import MethodComparison as MethodComparison
@@ -124,6 +130,12 @@ if TYPE_CHECKING:
     from lens_ablation.studies.sweep import sweep as sweep
 
 _WHERE = {
+    "random_weights": "lens_ablation.modularity.random_weights",
+    "selective_neurons": "lens_ablation.modularity.cross",
+    "cross_pruning": "lens_ablation.modularity.cross",
+    "CrossPruning": "lens_ablation.modularity.cross",
+    "overlap": "lens_ablation.modularity.overlap",
+    "Overlap": "lens_ablation.modularity.overlap",
     "prune_selectively": "lens_ablation.modularity.prune",
     "SelectivePruning": "lens_ablation.modularity.pruned",
     "Importance": "lens_ablation.modularity.importance",
@@ -253,6 +265,7 @@ __all__ = [
     "Constant",
     "Counterfactual",
     "CounterfactualCorrelation",
+    "CrossPruning",
     "Edit",
     "Effect",
     "EmpiricalGradient",
@@ -286,6 +299,7 @@ __all__ = [
     "OptimalConstantAttention",
     "OptimalConstants",
     "OptimalVector",
+    "Overlap",
     "Peak",
     "PolarityProbe",
     "ProbeCurve",
@@ -316,6 +330,7 @@ __all__ = [
     "compare_gradients",
     "compare_methods",
     "counterfactual_correlation",
+    "cross_pruning",
     "disjoint_splits",
     "edit",
     "edit_in_rounds",
@@ -340,6 +355,7 @@ __all__ = [
     "neuron_gradients",
     "neuron_use",
     "neurons",
+    "overlap",
     "patterns",
     "plots",
     "probe_agreement",
@@ -348,7 +364,9 @@ __all__ = [
     "prune_selectively",
     "pruning_curve",
     "random_inputs",
+    "random_weights",
     "reader_rows",
+    "selective_neurons",
     "shift",
     "shift_effect",
     "skills",

@@ -7,7 +7,7 @@ from lens_ablation.plots.editing import edit_figure
 from lens_ablation.plots.heatmap import sweep_heatmap
 from lens_ablation.plots.histograms import activation_histogram, distribution_gallery
 from lens_ablation.plots.lens import lens_tokens_figure, lenses_figure
-from lens_ablation.plots.modularity import selective_figure
+from lens_ablation.plots.modularity import cross_pruning_figure, overlap_figure, selective_figure
 from lens_ablation.plots.neurons import (
     comparison_panels,
     curves_figure,
@@ -25,6 +25,7 @@ __all__ = [
     "comparison_figure",
     "comparison_panels",
     "correlation_figure",
+    "cross_pruning_figure",
     "curves_figure",
     "descent_figure",
     "distribution_gallery",
@@ -36,6 +37,7 @@ __all__ = [
     "lens_tokens_figure",
     "lenses_figure",
     "linearity_figure",
+    "overlap_figure",
     "probe_curve_figure",
     "pruning_figure",
     "selective_figure",

@@ -1,14 +1,20 @@
-"""Modularity: what selective pruning forgets and keeps."""
+"""Modularity: what selective pruning forgets and keeps, and what tasks share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import plotly.graph_objects as go
 
+from lens_ablation.modularity.cross import CrossPruning
+from lens_ablation.modularity.overlap import Overlap
 from lens_ablation.modularity.pruned import SELECTED, SelectivePruning
 from lens_ablation.plots.style import (
+    CELL_TEXT_SIZE,
+    COLOUR_BAR_MARGIN,
     DASHES,
     FONT_SIZE,
     MUTED,
+    NOT_MEASURED,
     PALETTE,
     SYMBOLS,
     add_note,
@@ -16,10 +22,13 @@ from lens_ablation.plots.style import (
     metric_name,
     metric_with_unit,
     new_figure,
+    number,
     plain,
+    signed,
 )
 
 HEIGHT = 500
+CELL_HEIGHT = 34
 
 
 def selective_figure(results: Mapping[str, SelectivePruning]) -> go.Figure:
@@ -90,3 +99,105 @@ def _line(
         hovertemplate=f"<b>{name}</b><br>%{{customdata:.1f}} % pruned<br>retained %{{x:.3f}}<br>to forget "
         "<b>%{y:.3f}</b><extra></extra>",
     )
+
+
+def cross_pruning_figure(result: CrossPruning) -> go.Figure:
+    """The change of the metric on every task (column) while the neurons of each (row) are pruned.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-lm")
+        >>> tasks, tests = (
+        ...     {name: la.tasks.domain(model, n=8, name=name, split=split) for name in ("prose", "code")}
+        ...     for split in ("train", "held_out")
+        ... )
+        >>> figure = la.plots.cross_pruning_figure(la.cross_pruning(model, tasks, tests, progress=False))
+    """
+    settings = result.settings
+    figure = new_figure(
+        "Each task's neurons pruned, every task measured",
+        f"{literal(settings['model'])} · {100 * _float(settings['fraction']):.3g} % of the neurons, by "
+        f"{plain(settings['kind'])}",
+        height=_matrix_height(len(result.names)),
+    )
+    limit = float(np.abs(result.change).max()) or 1.0
+    hover = "pruned for <b>%{y}</b><br>measured on <b>%{x}</b><br>%{text}<extra></extra>"
+    figure.add_trace(_matrix(result.change, result.names, limit, hover, higher=bool(settings["higher_is_better"])))
+    _label_matrix(figure, "measured on", "pruned for", f"change of<br>{metric_with_unit(settings)}")
+    add_note(figure, "rows: whose neurons are pruned · the diagonal: what that costs the task itself")
+    return figure
+
+
+def overlap_figure(result: Overlap) -> go.Figure:
+    """Overlap of each two sets beyond that of random sets with as many sites in every layer.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> neurons = la.neurons(la.load_model("tiny-lm"))
+        >>> sets = {name: neurons.sample(0.1, seed=i) for i, name in enumerate("abc")}
+        >>> figure = la.plots.overlap_figure(la.overlap(sets))
+    """
+    n = len(result.names)
+    figure = new_figure(
+        "Overlap of sets of neurons beyond chance",
+        f"{int(result.sizes[0])} of {int(result.width.sum())} sites in the first set · chance: random sets "
+        "with as many in every layer",
+        height=_matrix_height(n),
+    )
+    excess = np.where(np.eye(n, dtype=bool), np.nan, result.excess)
+    limit = float(np.nanmax(np.abs(excess))) or 1.0
+    detail = [
+        [
+            f"overlap {result.overlap[a, b]:.3f}<br>chance {result.chance_in_layers[a, b]:.3f}<br>"
+            f"Jaccard {result.jaccard[a, b]:.3f}<br>z {number(float(result.z[a, b]))}"
+            if a != b
+            else ""
+            for b in range(n)
+        ]
+        for a in range(n)
+    ]
+    hover = "<b>%{y}</b> and <b>%{x}</b><br>%{customdata}<extra></extra>"
+    trace = _matrix(excess, result.names, limit, hover, higher=True)
+    trace.customdata = detail
+    figure.add_trace(trace)
+    _label_matrix(figure, "second set", "first set", "share of the<br>first set,<br>less chance")
+    figure.update_layout(plot_bgcolor=NOT_MEASURED)
+    add_note(figure, "share of the first set that is in the second, less that of random sets · grey: the set itself")
+    return figure
+
+
+def _float(value: object) -> float:
+    assert isinstance(value, int | float)
+    return float(value)
+
+
+def _matrix_height(n: int) -> int:
+    return 230 + CELL_HEIGHT * max(n, 4)
+
+
+def _matrix(values: np.ndarray, names: Sequence[str], limit: float, hover: str, *, higher: bool) -> go.Heatmap:
+    """A matrix with a scale around zero and its numbers in the cells; red is bad, or less."""
+    labels = [plain(name) for name in names]
+    return go.Heatmap(
+        z=values,
+        x=labels,
+        y=labels,
+        text=[["" if np.isnan(v) else signed(float(v)) for v in row] for row in values],
+        texttemplate="%{text}",
+        textfont={"size": CELL_TEXT_SIZE},
+        colorscale="RdBu" if higher else "RdBu_r",
+        zmin=-limit,
+        zmid=0,
+        zmax=limit,
+        xgap=1,
+        ygap=1,
+        hovertemplate=hover,
+        hoverongaps=False,
+    )
+
+
+def _label_matrix(figure: go.Figure, across: str, down: str, bar: str) -> None:
+    figure.update_traces(colorbar={"title": {"text": bar, "font": {"size": FONT_SIZE}}})
+    figure.update_xaxes(title_text=across, type="category", showgrid=False)
+    figure.update_yaxes(title_text=down, type="category", autorange="reversed", showgrid=False)
+    figure.update_layout(margin={"r": COLOUR_BAR_MARGIN})
