@@ -163,9 +163,9 @@ def overlap(sets: Mapping[str, SiteSet], among: SiteSet | None = None) -> Overla
     kinds = {(one.kind, one.shape) for one in sets.values()}
     if len(kinds) > 1:
         raise ValueError(f"sets of one kind, of one model, overlap; these are {sorted(kinds)}")
-    kind, shape = next((one.kind, one.shape) for one in sets.values())
-    places = np.indices(shape).reshape(len(shape), -1).T
-    pool = SiteSet(kind, places.copy(), shape) if among is None else among
+    first = next(iter(sets.values()))
+    places = np.indices(first.shape).reshape(len(first.shape), -1).T
+    pool = SiteSet(first.kind, places.copy(), first.shape) if among is None else among
     outside = next((name for name, one in sets.items() if len(one - pool)), None)
     if outside is not None:
         raise ValueError(f"{outside} has sites that are not among those it was chosen from; give the right among")
