@@ -90,6 +90,14 @@ if TYPE_CHECKING:
     from lens_ablation.modularity.cross import CrossPruning as CrossPruning
     from lens_ablation.modularity.cross import cross_pruning as cross_pruning
     from lens_ablation.modularity.cross import selective_neurons as selective_neurons
+    from lens_ablation.modularity.enrichment import Enrichment as Enrichment
+    from lens_ablation.modularity.enrichment import enrichment as enrichment
+    from lens_ablation.modularity.expert_splits import CoActivation as CoActivation
+    from lens_ablation.modularity.expert_splits import ParameterClustering as ParameterClustering
+    from lens_ablation.modularity.expert_splits import RandomSplit as RandomSplit
+    from lens_ablation.modularity.expert_splits import RoundRobin as RoundRobin
+    from lens_ablation.modularity.experts import Experts as Experts
+    from lens_ablation.modularity.experts import split_into_experts as split_into_experts
     from lens_ablation.modularity.importance import Importance as Importance
     from lens_ablation.modularity.importance import importance as importance
     from lens_ablation.modularity.overlap import Overlap as Overlap
@@ -97,6 +105,8 @@ if TYPE_CHECKING:
     from lens_ablation.modularity.prune import prune_selectively as prune_selectively
     from lens_ablation.modularity.pruned import SelectivePruning as SelectivePruning
     from lens_ablation.modularity.random_weights import random_weights as random_weights
+    from lens_ablation.modularity.routing import RoutedQuality as RoutedQuality
+    from lens_ablation.modularity.routing import routed_quality as routed_quality
     from lens_ablation.modularity.use import NeuronUse as NeuronUse
     from lens_ablation.modularity.use import neuron_use as neuron_use
     from lens_ablation.optimal.compare import MethodComparison as MethodComparison
@@ -130,6 +140,16 @@ if TYPE_CHECKING:
     from lens_ablation.studies.sweep import sweep as sweep
 
 _WHERE = {
+    "enrichment": "lens_ablation.modularity.enrichment",
+    "Enrichment": "lens_ablation.modularity.enrichment",
+    "RoutedQuality": "lens_ablation.modularity.routing",
+    "routed_quality": "lens_ablation.modularity.routing",
+    "RoundRobin": "lens_ablation.modularity.expert_splits",
+    "RandomSplit": "lens_ablation.modularity.expert_splits",
+    "CoActivation": "lens_ablation.modularity.expert_splits",
+    "ParameterClustering": "lens_ablation.modularity.expert_splits",
+    "split_into_experts": "lens_ablation.modularity.experts",
+    "Experts": "lens_ablation.modularity.experts",
     "random_weights": "lens_ablation.modularity.random_weights",
     "selective_neurons": "lens_ablation.modularity.cross",
     "cross_pruning": "lens_ablation.modularity.cross",
@@ -260,6 +280,7 @@ __all__ = [
     "Attribution",
     "Baked",
     "Bias",
+    "CoActivation",
     "Coar",
     "Conductance",
     "Constant",
@@ -270,7 +291,9 @@ __all__ = [
     "Effect",
     "EmpiricalGradient",
     "Engine",
+    "Enrichment",
     "Estimate",
+    "Experts",
     "ForestProbe",
     "GaussianNoise",
     "Gradient",
@@ -300,12 +323,16 @@ __all__ = [
     "OptimalConstants",
     "OptimalVector",
     "Overlap",
+    "ParameterClustering",
     "Peak",
     "PolarityProbe",
     "ProbeCurve",
     "PruningCurve",
     "RandomAttribution",
+    "RandomSplit",
     "Resample",
+    "RoundRobin",
+    "RoutedQuality",
     "SelectivePruning",
     "ShiftCurves",
     "ShiftEffect",
@@ -335,6 +362,7 @@ __all__ = [
     "edit",
     "edit_in_rounds",
     "edits",
+    "enrichment",
     "errors",
     "estimate",
     "fact_records",
@@ -366,10 +394,12 @@ __all__ = [
     "random_inputs",
     "random_weights",
     "reader_rows",
+    "routed_quality",
     "selective_neurons",
     "shift",
     "shift_effect",
     "skills",
+    "split_into_experts",
     "sweep",
     "tasks",
     "trace",

@@ -7,7 +7,13 @@ from lens_ablation.plots.editing import edit_figure
 from lens_ablation.plots.heatmap import sweep_heatmap
 from lens_ablation.plots.histograms import activation_histogram, distribution_gallery
 from lens_ablation.plots.lens import lens_tokens_figure, lenses_figure
-from lens_ablation.plots.modularity import cross_pruning_figure, overlap_figure, selective_figure
+from lens_ablation.plots.modularity import (
+    cross_pruning_figure,
+    enrichment_figure,
+    expert_map,
+    overlap_figure,
+    selective_figure,
+)
 from lens_ablation.plots.neurons import (
     comparison_panels,
     curves_figure,
@@ -30,6 +36,8 @@ __all__ = [
     "descent_figure",
     "distribution_gallery",
     "edit_figure",
+    "enrichment_figure",
+    "expert_map",
     "gaps_figure",
     "gradients_figure",
     "groups_figure",

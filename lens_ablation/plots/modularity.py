@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lens_ablation.modularity.cross import CrossPruning
+from lens_ablation.modularity.enrichment import Enrichment
 from lens_ablation.modularity.overlap import Overlap
 from lens_ablation.modularity.pruned import SELECTED, SelectivePruning
 from lens_ablation.plots.style import (
@@ -18,6 +19,7 @@ from lens_ablation.plots.style import (
     PALETTE,
     SYMBOLS,
     add_note,
+    line,
     literal,
     metric_name,
     metric_with_unit,
@@ -29,6 +31,7 @@ from lens_ablation.plots.style import (
 
 HEIGHT = 500
 CELL_HEIGHT = 34
+MAP_LIMIT = 3
 
 
 def selective_figure(results: Mapping[str, SelectivePruning]) -> go.Figure:
@@ -163,6 +166,85 @@ def overlap_figure(result: Overlap) -> go.Figure:
     _label_matrix(figure, "second set", "first set", "share of the<br>first set,<br>less chance")
     figure.update_layout(plot_bgcolor=NOT_MEASURED)
     add_note(figure, "share of the first set that is in the second, less that of random sets · grey: the set itself")
+    return figure
+
+
+def enrichment_figure(result: Enrichment) -> go.Figure:
+    """How unevenly each set lies in the experts of each layer, in standard deviations of random sets.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-vit")
+        >>> experts = la.split_into_experts(model, None, 8, la.RandomSplit(), progress=False)
+        >>> sets = {name: la.neurons(model).sample(0.1, seed=i) for i, name in enumerate("ab")}
+        >>> figure = la.plots.enrichment_figure(la.enrichment(sets, experts, n_permutations=100))
+    """
+    figure = new_figure(
+        "Do the neurons of a task gather in few experts?",
+        f"{result.counts.shape[2]} experts of {result.size} neurons in each layer · {len(result.null)} permutations",
+        height=HEIGHT,
+    )
+    layers = np.asarray(result.layers)
+    for i, name in enumerate(result.names):
+        trace = line(layers, result.z[i], plain(name), i)
+        trace.hovertemplate = f"<b>{plain(name)}</b><br>layer %{{x}}<br>z <b>%{{y:.1f}}</b><extra></extra>"
+        figure.add_trace(trace)
+    figure.add_hrect(y0=-3, y1=3, fillcolor=MUTED, opacity=0.12, line_width=0)
+    figure.update_xaxes(title_text="layer", tickvals=layers.tolist())
+    figure.update_yaxes(title_text="concentration in experts (standard deviations of random sets)")
+    figure.update_layout(legend={"title": {"text": "neurons of", "font": {"size": FONT_SIZE}}})
+    add_note(figure, "grey: within 3 standard deviations of random sets with as many neurons in the layer")
+    return figure
+
+
+def expert_map(result: Enrichment, name: str | None = None) -> go.Figure:
+    """How many of a set's neurons each expert has, over the mean of the layer's experts, as a logarithm to base 2.
+
+    Args:
+        result: Enrichment of one set, or of several.
+        name: Which of them; the first by default.
+
+    Raises:
+        ValueError: there is no such set.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-vit")
+        >>> experts = la.split_into_experts(model, None, 8, la.RandomSplit(), progress=False)
+        >>> figure = la.plots.expert_map(la.enrichment(experts[2, 3], experts, n_permutations=100))
+    """
+    wanted = result.names[0] if name is None else name
+    if wanted not in result.names:
+        raise ValueError(f"there is no set {wanted!r}; sets are {', '.join(result.names)}")
+    i = result.names.index(wanted)
+    # experts in the order of their counts, as their numbers mean nothing
+    counts = np.sort(result.counts[i], axis=1)[:, ::-1]
+    ratio = np.sort(result.ratio[i], axis=1)[:, ::-1]
+    shown = np.log2(np.maximum(ratio, 2.0**-MAP_LIMIT))
+    figure = new_figure(
+        f"Experts that hold the neurons of {plain(wanted)}",
+        f"{counts.shape[1]} experts of {result.size} neurons in each layer",
+        height=_matrix_height(len(result.layers)),
+    )
+    figure.add_trace(
+        go.Heatmap(
+            z=shown,
+            x=np.arange(counts.shape[1]),
+            y=[str(layer) for layer in result.layers],
+            customdata=counts,
+            colorscale="RdBu_r",
+            zmin=-MAP_LIMIT,
+            zmid=0,
+            zmax=MAP_LIMIT,
+            colorbar={"title": {"text": "log2 of count<br>over mean", "font": {"size": FONT_SIZE}}},
+            hovertemplate="layer %{y}<br><b>%{customdata}</b> neurons<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="expert, in order of its count", showgrid=False)
+    figure.update_yaxes(title_text="layer", type="category", autorange="reversed", showgrid=False)
+    figure.update_layout(margin={"r": COLOUR_BAR_MARGIN}, plot_bgcolor=NOT_MEASURED)
+    z = ", ".join(number(float(value)) for value in result.z[i])
+    add_note(figure, f"red: more than their share · z by layer: {z}")
     return figure
 
 
