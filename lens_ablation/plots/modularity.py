@@ -191,7 +191,7 @@ def enrichment_figure(result: Enrichment) -> go.Figure:
         figure.add_trace(trace)
     figure.add_hrect(y0=-3, y1=3, fillcolor=MUTED, opacity=0.12, line_width=0)
     figure.update_xaxes(title_text="layer", tickvals=layers.tolist())
-    figure.update_yaxes(title_text="concentration in experts (standard deviations of random sets)")
+    figure.update_yaxes(title_text="z of concentration (standard deviations)")
     figure.update_layout(legend={"title": {"text": "neurons of", "font": {"size": FONT_SIZE}}})
     add_note(figure, "grey: within 3 standard deviations of random sets with as many neurons in the layer")
     return figure
