@@ -102,8 +102,8 @@ def reading(measured: Measured) -> str:
     said = [f"{score} ({sum(places[score]) / len(targets):.1f})" for score in order]
     n, most = len(order), max(rows, key=lambda row: row["dominated"])
     return (
-        f"Mean place among the {n} by area, over the {len(targets)} columns: {', '.join(said)}. Epsilon decided most "
-        f"scores, {100 * most['dominated']:.0f} %, with {most['score']} of {most['sites']} neurons in {most['model']}.\n"
+        f"Mean place among the {n} by area, over the {len(targets)} columns: {', '.join(said)}. Epsilon decided "
+        f"most scores, {100 * most['dominated']:.0f} %, with {most['score']} of {most['sites']} neurons in {most['model']}.\n"
     )
 
 

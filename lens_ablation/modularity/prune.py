@@ -28,6 +28,7 @@ from lens_ablation.methods.zero import Zero
 from lens_ablation.models.fingerprint import fingerprint, versions
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.importance import EPSILONS, ImportanceKind, count_of, importance
+from lens_ablation.modularity.overlap import member_flags
 from lens_ablation.modularity.pruned import MATCHED, RANDOM, SELECTED, SelectivePruning
 from lens_ablation.modularity.use import neuron_use, require_neurons
 from lens_ablation.progress import Progress, progress_bar
@@ -263,7 +264,10 @@ class _Plan:
             for task in (self.forget, self.retain)
         )
         score = importance(forget, self.kind, retain=retain, epsilon=self.epsilon, seed=self.seed)
-        return (self.sites.take(score.ranking) - before).take(range(n)), score.dominated_share
+        # those pruned before are 0 on all data, which says nothing about epsilon
+        left = ~member_flags(self.sites, before) if len(before) else np.ones(len(self.sites), dtype=bool)
+        share = float(score.dominated.numpy()[left].mean())
+        return (self.sites.take(score.ranking) - before).take(range(n)), share
 
     def _places(self, added: SiteSet) -> Tensor:
         places = {tuple(address): i for i, address in enumerate(self.sites.addresses.tolist())}

@@ -69,6 +69,10 @@ def test_rescoring_measures_the_pruned_model():
     use = [la.neuron_use(family.model, data[name], without=cut, progress=False) for name in ("forget", "retain")]
     expected = la.importance(use[0], retain=use[1]).top(0.25, without=again.pruned(1))
     assert again.pruned(2) == again.pruned(1) | expected
+    ratio = la.importance(use[0], retain=use[1])
+    left = np.array([site not in again.pruned(1) for site in ratio.sites])
+    assert again.dominated[1] == pytest.approx(ratio.dominated.numpy()[left].mean())
+    assert again.dominated[1] < ratio.dominated_share
 
 
 def test_random_neurons_are_as_many_over_all_and_in_every_layer():
