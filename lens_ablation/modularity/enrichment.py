@@ -2,18 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from scipy.stats import hypergeom
 
+from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.modularity.experts import Experts
 from lens_ablation.sites import SiteSet
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+_FILE_KIND = "enrichment"
+_ARRAYS = ("counts", "concentration", "null", "nmi", "null_nmi", "p_expert")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -91,6 +97,32 @@ class Enrichment:
             ]
         )
 
+    def save(self, folder: str | Path) -> Path:
+        """Write the result to a new folder: tensors as safetensors, settings as JSON."""
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in _ARRAYS}
+        plain = {"names": list(self.names), "layers": list(self.layers), "size": self.size}
+        return write_folder(folder, _FILE_KIND, tensors, plain)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Enrichment":
+        """Read a result that ``save`` wrote.
+
+        Raises:
+            DamagedFile: the folder holds something else, or was changed.
+        """
+        tensors, plain = read_folder(folder, _FILE_KIND)
+        with reading(folder):
+            names = tuple(str(name) for name in plain["names"])
+            layers = tuple(int(layer) for layer in plain["layers"])
+            rows = (len(names), len(layers))
+            for name in ("concentration", "nmi", "null_nmi"):
+                require_shape(name, tensors[name], rows)
+            require_shape("null", tensors["null"], (len(tensors["null"]), *rows))
+            for name in ("counts", "p_expert"):
+                require_shape(name, tensors[name], (*rows, tensors["counts"].shape[-1]))
+            arrays: dict[str, Any] = {name: tensors[name].numpy() for name in _ARRAYS}
+            return cls(**arrays, names=names, layers=layers, size=int(plain["size"]))
+
     def plot(self) -> "Figure":
         """z by layer, a line to a set."""
         from lens_ablation.plots.modularity import enrichment_figure
@@ -148,7 +180,7 @@ def enrichment(
     return Enrichment(
         counts=counts,
         concentration=_concentration(counts, experts.size),
-        null=_concentration(drawn, experts.size).transpose(2, 0, 1),
+        null=np.ascontiguousarray(_concentration(drawn, experts.size).transpose(2, 0, 1)),
         nmi=_nmi(counts, experts.size),
         null_nmi=null_nmi,
         p_expert=_holm(_tails(counts, experts.size)),

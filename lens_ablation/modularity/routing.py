@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from lens_ablation.data.task import Task
 from lens_ablation.engine.options import Engine
 from lens_ablation.engine.removals import Ablation, Packed
 from lens_ablation.engine.variants import run_variants
+from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.methods.method import Method, Replacement, Request
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.experts import Experts
@@ -22,6 +24,11 @@ from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import HookPoint
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.settings import study_settings
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_FILE_KIND = "routed-quality"
 
 ScoreBy = Literal["positive", "abs"]
 """An expert's score at a token: the sum of ``relu(z)`` over its neurons, as in the paper, or of ``|z|``."""
@@ -111,6 +118,41 @@ class RoutedQuality:
                 for k, kept in enumerate(self.kept)
             ]
         )
+
+    def plot(self) -> "Figure":
+        """The metric against the share of experts used, a line to a way of splitting."""
+        from lens_ablation.plots.modularity import routing_figure
+
+        return routing_figure(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result to a new folder: tensors as safetensors, settings as JSON."""
+        tensors = {"values": self.values, "baseline": self.baseline, "weights": self.weights}
+        plain = {"splits": list(self.splits), "kept": list(self.kept), "n_experts": self.n_experts}
+        return write_folder(folder, _FILE_KIND, tensors, {**plain, "settings": self.settings})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RoutedQuality":
+        """Read a result that ``save`` wrote; needs no model.
+
+        Raises:
+            DamagedFile: the folder holds something else, or was changed.
+        """
+        tensors, plain = read_folder(folder, _FILE_KIND)
+        with reading(folder):
+            found = cls(
+                values=tensors["values"],
+                baseline=tensors["baseline"],
+                weights=tensors["weights"],
+                splits=tuple(str(split) for split in plain["splits"]),
+                kept=tuple(int(n) for n in plain["kept"]),
+                n_experts=int(plain["n_experts"]),
+                settings=dict(plain["settings"]),
+            )
+            n_examples = len(found.baseline)
+            require_shape("values", found.values, (len(found.splits), len(found.kept), n_examples))
+            require_shape("weights", found.weights, (n_examples,))
+            return found
 
     def __repr__(self) -> str:
         kept = ", ".join(map(str, self.kept))

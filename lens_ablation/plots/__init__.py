@@ -12,6 +12,7 @@ from lens_ablation.plots.modularity import (
     enrichment_figure,
     expert_map,
     overlap_figure,
+    routing_figure,
     selective_figure,
 )
 from lens_ablation.plots.neurons import (
@@ -48,6 +49,7 @@ __all__ = [
     "overlap_figure",
     "probe_curve_figure",
     "pruning_figure",
+    "routing_figure",
     "selective_figure",
     "shift_effect_figure",
     "sweep_heatmap",

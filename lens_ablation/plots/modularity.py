@@ -9,6 +9,7 @@ from lens_ablation.modularity.cross import CrossPruning
 from lens_ablation.modularity.enrichment import Enrichment
 from lens_ablation.modularity.overlap import Overlap
 from lens_ablation.modularity.pruned import SELECTED, SelectivePruning
+from lens_ablation.modularity.routing import RoutedQuality
 from lens_ablation.plots.style import (
     CELL_TEXT_SIZE,
     COLOUR_BAR_MARGIN,
@@ -26,8 +27,10 @@ from lens_ablation.plots.style import (
     new_figure,
     number,
     plain,
+    setting_words,
     signed,
 )
+from lens_ablation.studies.intervals import weighted_mean
 
 HEIGHT = 500
 CELL_HEIGHT = 34
@@ -245,6 +248,36 @@ def expert_map(result: Enrichment, name: str | None = None) -> go.Figure:
     figure.update_layout(margin={"r": COLOUR_BAR_MARGIN}, plot_bgcolor=NOT_MEASURED)
     z = ", ".join(number(float(value)) for value in result.z[i])
     add_note(figure, f"red: more than their share · z by layer: {z}")
+    return figure
+
+
+def routing_figure(result: RoutedQuality) -> go.Figure:
+    """The metric against the share of experts used at each token: a line to a way of splitting.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-vit")
+        >>> experts = la.split_into_experts(model, None, 8, la.RandomSplit(), progress=False)
+        >>> task = la.tasks.digits(model, n=8)
+        >>> figure = la.plots.routing_figure(la.routed_quality(model, task, experts, kept=(2, 8), progress=False))
+    """
+    settings = result.settings
+    figure = new_figure(
+        "Only the best experts at each token", setting_words(settings, len(result.baseline)), height=HEIGHT
+    )
+    share = 100 * np.asarray(result.kept) / result.n_experts
+    for i, name in enumerate(result.splits):
+        trace = line(share, result.mean[i].numpy(), plain(name), i)
+        trace.hovertemplate = f"<b>{plain(name)}</b><br>%{{x:.3g}} % of the experts<br><b>%{{y:.3f}}</b><extra></extra>"
+        figure.add_trace(trace)
+    untouched = float(weighted_mean(result.baseline.double(), result.weights))
+    figure.add_hline(y=untouched, line={"color": MUTED, "dash": "dash", "width": 1.5})
+    figure.update_xaxes(title_text="experts used in each layer (%)", rangemode="tozero")
+    figure.update_yaxes(title_text=metric_with_unit(settings), zeroline=False)
+    figure.update_layout(showlegend=True, legend={"title": {"text": "experts by", "font": {"size": FONT_SIZE}}})
+    add_note(
+        figure, f"{result.n_experts} experts in each layer, chosen by true activations · dashed: the untouched model"
+    )
     return figure
 
 

@@ -174,6 +174,35 @@ def test_routing_is_the_plain_model_with_experts_cut_at_each_token(name: str, by
     assert found.to_dataframe().shape == (2, 5)
 
 
+def test_results_come_back_from_disk(tmp_path: Path):
+    model = la.load_model("tiny-vit")
+    experts = la.split_into_experts(model, [1, 2], 8, la.RandomSplit(), progress=False)
+    sets = {name: la.neurons(model).sample(0.1, seed=i) for i, name in enumerate("ab")}
+    found = la.enrichment(sets, experts, n_permutations=50)
+    read = la.Enrichment.load(found.save(tmp_path / "enrichment"))
+    assert read.to_dataframe().equals(found.to_dataframe())
+    task = la.tasks.digits(model, n=6)
+    quality = la.routed_quality(model, task, {"a": experts}, kept=(1, 4), progress=False)
+    same = la.RoutedQuality.load(quality.save(tmp_path / "quality"))
+    assert same.to_dataframe().equals(quality.to_dataframe())
+    with pytest.raises(DamagedFile):
+        la.Enrichment.load(tmp_path / "quality")
+
+
+def test_figures_show_what_the_results_hold():
+    model = la.load_model("tiny-vit")
+    experts = la.split_into_experts(model, None, 8, la.RandomSplit(), progress=False)
+    found = la.enrichment(experts[1, 2], experts, n_permutations=50)
+    np.testing.assert_allclose(found.plot().data[0].y, found.z[0])
+    shown = la.plots.expert_map(found)
+    assert shown.data[0].customdata[1].tolist() == [16, 0, 0, 0, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="no set"):
+        la.plots.expert_map(found, "other")
+    quality = la.routed_quality(model, la.tasks.digits(model, n=6), experts, kept=(1, 4), progress=False)
+    np.testing.assert_allclose(quality.plot().data[0].y, quality.mean[0])
+    np.testing.assert_allclose(quality.plot().data[0].x, [12.5, 50])
+
+
 def test_enrichment_of_random_sets_is_none_and_of_planted_ones_is_large():
     model = la.load_model("tiny-lm")
     experts = la.split_into_experts(model, None, 16, la.RandomSplit(), progress=False)

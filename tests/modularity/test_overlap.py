@@ -79,6 +79,13 @@ def test_chance_is_among_the_sites_there_were():
         la.overlap({"a": half, "b": la.heads(build("gpt2").model)})
 
 
+def test_the_figure_shows_the_excess():
+    found = la.overlap(some_sets())
+    shown = np.array(found.plot().data[0].z)
+    assert np.isnan(np.diag(shown)).all()
+    assert shown[0, 1] == found.excess[0, 1]
+
+
 def test_an_overlap_comes_back_from_disk(tmp_path: Path):
     found = la.overlap(some_sets())
     read = la.Overlap.load(found.save(tmp_path / "overlap"))
@@ -120,6 +127,7 @@ def test_cross_pruning_is_the_plain_model_with_rows_cut(name: str, tmp_path: Pat
             assert found.mean[i, j] == pytest.approx(float(expected), abs=1e-6)
     read = la.CrossPruning.load(found.save(tmp_path / "cross"))
     assert read.to_dataframe().equals(found.to_dataframe())
+    assert np.array_equal(found.plot().data[0].z, found.change)
     assert read.correlation(50) == found.correlation(50)
     rank, p = found.correlation(200)
     assert -1 <= rank <= 1

@@ -157,6 +157,9 @@ def test_a_result_comes_back_from_disk(tmp_path: Path):
     assert read.order == found.order
     assert read.to_dataframe().equals(found.to_dataframe())
     assert repr(read) == repr(found)
+    lines = found.plot().data
+    assert [line.name for line in lines] == ["random", "random, same layers", "abs"]
+    assert np.array_equal(lines[-1].y, found.forget_mean[0])
     with pytest.raises(DamagedFile):
         la.SweepResult.load(tmp_path / "pruned")
 
