@@ -101,9 +101,10 @@ def reading(measured: Measured) -> str:
     order = sorted(places, key=lambda score: sum(places[score]))
     said = [f"{score} ({sum(places[score]) / len(targets):.1f})" for score in order]
     n, most = len(order), max(rows, key=lambda row: row["dominated"])
+    where = f"{most['score']} of {most['sites']} neurons in {most['model']}"
     return (
         f"Mean place among the {n} by area, over the {len(targets)} columns: {', '.join(said)}. Epsilon decided "
-        f"most scores, {100 * most['dominated']:.0f} %, with {most['score']} of {most['sites']} neurons in {most['model']}.\n"
+        f"most scores, {100 * most['dominated']:.0f} %, with {where}.\n"
     )
 
 
