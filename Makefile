@@ -31,7 +31,7 @@ demo: $(VENV)/.ready
 # what rests on the engine alone runs on the oldest release for HookedTransformer only
 test: $(VENV)/.ready $(VENV39)/.ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
-	$(BIN39)/python -m pytest -n 2 --dist worksteal -m model -k "hooked or not (attribution or optimal or empirical)"
+	$(BIN39)/python -m pytest -n 2 --dist worksteal -m model -k "hooked or not (attribution or optimal or empirical or modularity)"
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -87,6 +87,28 @@ if TYPE_CHECKING:
     from lens_ablation.models.checks import SiteReport as SiteReport
     from lens_ablation.models.checks import check_sites as check_sites
     from lens_ablation.models.loading import load_model as load_model
+    from lens_ablation.modularity.cross import CrossPruning as CrossPruning
+    from lens_ablation.modularity.cross import cross_pruning as cross_pruning
+    from lens_ablation.modularity.cross import selective_neurons as selective_neurons
+    from lens_ablation.modularity.enrichment import Enrichment as Enrichment
+    from lens_ablation.modularity.enrichment import enrichment as enrichment
+    from lens_ablation.modularity.expert_splits import CoActivation as CoActivation
+    from lens_ablation.modularity.expert_splits import ParameterClustering as ParameterClustering
+    from lens_ablation.modularity.expert_splits import RandomSplit as RandomSplit
+    from lens_ablation.modularity.expert_splits import RoundRobin as RoundRobin
+    from lens_ablation.modularity.experts import Experts as Experts
+    from lens_ablation.modularity.experts import split_into_experts as split_into_experts
+    from lens_ablation.modularity.importance import Importance as Importance
+    from lens_ablation.modularity.importance import importance as importance
+    from lens_ablation.modularity.overlap import Overlap as Overlap
+    from lens_ablation.modularity.overlap import overlap as overlap
+    from lens_ablation.modularity.prune import prune_selectively as prune_selectively
+    from lens_ablation.modularity.pruned import SelectivePruning as SelectivePruning
+    from lens_ablation.modularity.random_weights import random_weights as random_weights
+    from lens_ablation.modularity.routing import RoutedQuality as RoutedQuality
+    from lens_ablation.modularity.routing import routed_quality as routed_quality
+    from lens_ablation.modularity.use import NeuronUse as NeuronUse
+    from lens_ablation.modularity.use import neuron_use as neuron_use
     from lens_ablation.optimal.compare import MethodComparison as MethodComparison
     from lens_ablation.optimal.compare import compare_methods as compare_methods
     from lens_ablation.optimal.corruption import GaussianNoise as GaussianNoise
@@ -118,6 +140,28 @@ if TYPE_CHECKING:
     from lens_ablation.studies.sweep import sweep as sweep
 
 _WHERE = {
+    "enrichment": "lens_ablation.modularity.enrichment",
+    "Enrichment": "lens_ablation.modularity.enrichment",
+    "RoutedQuality": "lens_ablation.modularity.routing",
+    "routed_quality": "lens_ablation.modularity.routing",
+    "RoundRobin": "lens_ablation.modularity.expert_splits",
+    "RandomSplit": "lens_ablation.modularity.expert_splits",
+    "CoActivation": "lens_ablation.modularity.expert_splits",
+    "ParameterClustering": "lens_ablation.modularity.expert_splits",
+    "split_into_experts": "lens_ablation.modularity.experts",
+    "Experts": "lens_ablation.modularity.experts",
+    "random_weights": "lens_ablation.modularity.random_weights",
+    "selective_neurons": "lens_ablation.modularity.cross",
+    "cross_pruning": "lens_ablation.modularity.cross",
+    "CrossPruning": "lens_ablation.modularity.cross",
+    "overlap": "lens_ablation.modularity.overlap",
+    "Overlap": "lens_ablation.modularity.overlap",
+    "prune_selectively": "lens_ablation.modularity.prune",
+    "SelectivePruning": "lens_ablation.modularity.pruned",
+    "Importance": "lens_ablation.modularity.importance",
+    "importance": "lens_ablation.modularity.importance",
+    "NeuronUse": "lens_ablation.modularity.use",
+    "neuron_use": "lens_ablation.modularity.use",
     "GradientComparison": "lens_ablation.empirical.compare",
     "compare_gradients": "lens_ablation.empirical.compare",
     "GroupEffects": "lens_ablation.empirical.groups",
@@ -236,22 +280,27 @@ __all__ = [
     "Attribution",
     "Baked",
     "Bias",
+    "CoActivation",
     "Coar",
     "Conductance",
     "Constant",
     "Counterfactual",
     "CounterfactualCorrelation",
+    "CrossPruning",
     "Edit",
     "Effect",
     "EmpiricalGradient",
     "Engine",
+    "Enrichment",
     "Estimate",
+    "Experts",
     "ForestProbe",
     "GaussianNoise",
     "Gradient",
     "GradientComparison",
     "GradientTimesMask",
     "GroupEffects",
+    "Importance",
     "IntegratedGradients",
     "InternalInfluence",
     "LeaveOneOut",
@@ -267,17 +316,24 @@ __all__ = [
     "MultipleChoice",
     "NeurGrad",
     "NeuronGradients",
+    "NeuronUse",
     "Noise",
     "Optimal",
     "OptimalConstantAttention",
     "OptimalConstants",
     "OptimalVector",
+    "Overlap",
+    "ParameterClustering",
     "Peak",
     "PolarityProbe",
     "ProbeCurve",
     "PruningCurve",
     "RandomAttribution",
+    "RandomSplit",
     "Resample",
+    "RoundRobin",
+    "RoutedQuality",
+    "SelectivePruning",
     "ShiftCurves",
     "ShiftEffect",
     "Site",
@@ -301,10 +357,12 @@ __all__ = [
     "compare_gradients",
     "compare_methods",
     "counterfactual_correlation",
+    "cross_pruning",
     "disjoint_splits",
     "edit",
     "edit_in_rounds",
     "edits",
+    "enrichment",
     "errors",
     "estimate",
     "fact_records",
@@ -315,6 +373,7 @@ __all__ = [
     "group_effects",
     "heads",
     "hooks",
+    "importance",
     "leaks",
     "load_model",
     "metrics",
@@ -322,18 +381,25 @@ __all__ = [
     "multiple_choice",
     "multiple_choice_splits",
     "neuron_gradients",
+    "neuron_use",
     "neurons",
+    "overlap",
     "patterns",
     "plots",
     "probe_agreement",
     "probe_curve",
     "probes_of_parts",
+    "prune_selectively",
     "pruning_curve",
     "random_inputs",
+    "random_weights",
     "reader_rows",
+    "routed_quality",
+    "selective_neurons",
     "shift",
     "shift_effect",
     "skills",
+    "split_into_experts",
     "sweep",
     "tasks",
     "trace",

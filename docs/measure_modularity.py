@@ -1,0 +1,241 @@
+"""Measure modularity on the embedded models: ``python -m docs.measure_modularity [PART ...]``.
+
+Writes ``docs/modularity.json``; ``python docs/make_modularity.py`` makes tables and figures of it. Parts: ``domains``
+and ``digits`` (forgetting by every score), ``cross`` (cross-pruning, trained and fresh weights), ``experts``
+(enrichment, routing). All take some five minutes on one core.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import lens_ablation as la
+from lens_ablation.data.task import joined
+from lens_ablation.models.protocol import LensModel
+from lens_ablation.modularity.importance import ImportanceKind
+from lens_ablation.optimal.agreement import pearson
+
+MEASURED = Path(__file__).parent / "modularity.json"
+DOMAINS = ("prose", "code", "arithmetic")
+DIGITS = tuple(range(10))
+KINDS: tuple[ImportanceKind, ...] = (
+    "abs", "freq", "rms", "std", "sqrt", "std_taker", "rms_taker", "mean_difference", "random",
+)  # fmt: skip
+STEPS = {"tiny-lm": (0.05, 5), "tiny-vit": (0.05, 9)}
+N_SCORED, N_TESTED, N_RANDOM = 24, 24, 3
+FRACTION, N_SEEDS, N_EXPERTS = 0.1, 5, {"tiny-lm": 16, "tiny-vit": 8}
+FORGOTTEN_DIGITS = (0, 3, 6)
+
+Row = dict[str, Any]
+
+
+def tasks(name: str, model: LensModel, end: str) -> dict[str, la.Task]:
+    """Domains of tiny-lm or digits of tiny-vit by name: training examples to score on, held-out ones to test on."""
+    split = "train" if end == "score" else "held_out"
+    if name == "tiny-lm":
+        n = N_SCORED if end == "score" else N_TESTED
+        made = {domain: la.tasks.domain(model, n=n, name=domain, split=split, seed=5) for domain in DOMAINS}
+        return {domain: unlike(task) for domain, task in made.items()}
+    every = la.tasks.digits(model, n=1200 if end == "score" else 450, split=split)
+    return {str(digit): every.select((every.answers == digit).nonzero()[:, 0]) for digit in DIGITS}
+
+
+def unlike(task: la.Task) -> la.Task:
+    """The task without examples that it has twice."""
+    seen: dict[tuple[int, ...], int] = {}
+    for i, row in enumerate(task.inputs.tolist()):
+        seen.setdefault(tuple(row), i)
+    return task.select(torch.tensor(list(seen.values())))
+
+
+def forgetting(name: str, model: LensModel, target: str) -> dict[str, la.Task]:
+    """The four tasks of selective pruning."""
+    found: dict[str, la.Task] = {}
+    for end, words in (("score", ""), ("test", "_test")):
+        parts = tasks(name, model, end)
+        found[f"forget{words}"] = parts[target]
+        found[f"retain{words}"] = joined([part for other, part in parts.items() if other != target])
+    return found
+
+
+def measure_scores(name: str, targets: Sequence[str]) -> list[Row]:
+    """Forgetting each of these by every score; and with other values in the place of the neurons."""
+    rows: list[Row] = []
+    model = la.load_model(name)
+    fraction, steps = STEPS[name]
+    for target in targets:
+        data = forgetting(name, model, target)
+        stats = la.collect_statistics(model, data["retain"], la.neurons(model), progress=False)
+        plans: list[tuple[str, str, la.Method, Mapping[str, Any]]] = [
+            (kind, "MLP", la.Zero(), {"kind": kind}) for kind in KINDS
+        ]
+        plans += [
+            ("abs, scored anew each step", "MLP", la.Zero(), {"rescore": True}),
+            ("abs, mean of the retained", "MLP", la.Mean(stats), {}),
+            ("abs, peak of the retained", "MLP", la.Peak(stats), {}),
+            ("abs", "attention", la.Zero(), {"sites": la.attention_neurons(model)}),
+            ("std", "attention", la.Zero(), {"sites": la.attention_neurons(model), "kind": "std"}),
+        ]
+        for label, sites, method, options in plans:
+            found = la.prune_selectively(
+                model,
+                **data,
+                **{"rescore": False, **options},
+                method=method,
+                fraction_per_step=fraction,
+                steps=steps,
+                n_random=N_RANDOM if label == "abs" else 0,
+                progress=False,
+            )
+            rows.append({"model": name, "target": target, "score": label, "sites": sites} | described(found))
+            print(name, target, label, sites, found, found.area.round(decimals=2).tolist(), flush=True)
+    return rows
+
+
+def described(found: la.SelectivePruning) -> Row:
+    """What the tables and curves need of a result."""
+    best = list(found.best_steps)
+    return {
+        "curves": list(found.curves),
+        "n_removed": list(found.n_removed),
+        "n_sites": found.n_sites,
+        "retain": [[round(v, 4) for v in line] for line in found.retain_mean.tolist()],
+        "forget": [[round(v, 4) for v in line] for line in found.forget_mean.tolist()],
+        "best": best,
+        "area": [round(v, 3) for v in found.area.tolist()],
+        "dominated": round(max(found.dominated), 4),
+        "by_layer": found.by_layer[best[0]].tolist(),
+        "examples": [found.forget.shape[2], found.retain.shape[2]],
+    }
+
+
+def measure_cross() -> list[Row]:
+    """Cross-pruning of the trained models, and overlap with fresh weights of several seeds."""
+    rows: list[Row] = []
+    for name in STEPS:
+        model = la.load_model(name)
+        scored, tested = (tasks(name, model, end) for end in ("score", "test"))
+        for kind in ("abs", "std"):
+            found = la.cross_pruning(model, scored, tested, fraction=FRACTION, kind=kind, progress=False)
+            rank, p = found.correlation() if len(scored) > 3 else (None, None)
+            row: Row = {
+                "model": name,
+                "kind": kind,
+                "names": list(found.names),
+                "baseline": found.baseline_mean.round(4).tolist(),
+                "change": found.change.round(4).tolist(),
+                "rank": rank,
+                "p": p,
+                "overlap": found.overlap.overlap.round(4).tolist(),
+                "trained": overlap_row(found.overlap),
+                "fresh": [],
+            }
+            for seed in range(N_SEEDS):
+                drawn = la.random_weights(model, seed)
+                sets = la.selective_neurons(drawn, scored, fraction=FRACTION, kind=kind, progress=False)
+                control = la.overlap(sets)
+                apart = ~np.eye(len(sets), dtype=bool)
+                alike = pearson(control.overlap[apart], found.overlap.overlap[apart])
+                row["fresh"].append(overlap_row(control) | {"alike": None if np.isnan(alike) else round(alike, 3)})
+            rows.append(row)
+            print(name, kind, rank, p, row["trained"], row["fresh"], flush=True)
+    return rows
+
+
+def overlap_row(found: la.Overlap) -> Row:
+    """Means over pairs of different tasks, and their range."""
+    apart = ~np.eye(len(found.names), dtype=bool)
+    values = found.overlap[apart]
+    return {
+        "overlap": round(float(values.mean()), 4),
+        "low": round(float(values.min()), 4),
+        "high": round(float(values.max()), 4),
+        "chance": round(float(found.chance[apart].mean()), 4),
+        "chance_in_layers": round(float(found.chance_in_layers[apart].mean()), 4),
+    }
+
+
+def measure_experts() -> list[Row]:
+    """Enrichment of task neurons in experts, and accuracy with few of them; trained and fresh weights."""
+    rows: list[Row] = []
+    for name in STEPS:
+        trained = la.load_model(name)
+        tested = joined(list(tasks(name, trained, "test").values())).with_metric(la.metrics.top1)
+        for weights, model in (("trained", trained), ("fresh", la.random_weights(trained, 0))):
+            scored = tasks(name, model, "score")
+            sets = la.selective_neurons(model, scored, fraction=FRACTION, progress=False)
+            every = joined(list(scored.values()))
+            splits = {
+                "weights": la.ParameterClustering(n_init=3),
+                "co-activation": la.CoActivation(every, n_init=3),
+                "random": la.RandomSplit(),
+            }
+            for label, split in splits.items():
+                begun = time.perf_counter()
+                experts = la.split_into_experts(model, None, N_EXPERTS[name], split, progress=False)
+                seconds = time.perf_counter() - begun
+                found = la.enrichment(sets, experts, n_permutations=1000)
+                again = None
+                if label == "weights":
+                    other = la.ParameterClustering(n_init=3, seed=100)
+                    second = la.split_into_experts(model, None, N_EXPERTS[name], other, progress=False)
+                    again = experts.adjusted_rand(second).round(3).tolist()
+                row: Row = {
+                    "model": name,
+                    "weights": weights,
+                    "split": label,
+                    "computed_by": experts.settings["computed_by"],
+                    "seconds": round(seconds / len(experts.layers), 2),
+                    "names": list(found.names),
+                    "z": found.z.round(2).tolist(),
+                    "z_overall": found.z_overall.round(2).tolist(),
+                    "seed_to_seed": again,
+                    "kept": [],
+                }
+                if weights == "trained":
+                    kept = tuple(n for n in (1, 2, 4, 8, 12) if n < N_EXPERTS[name])
+                    routed = la.routed_quality(model, tested, experts, kept, progress=False)
+                    row["kept"] = [
+                        [n, round(float(v), 4)] for n, v in zip(kept, routed.share_of_baseline[0], strict=True)
+                    ]
+                rows.append(row)
+                print(name, weights, label, row["z_overall"], again, row["kept"], row["seconds"], flush=True)
+    return rows
+
+
+PARTS: dict[str, Callable[[], object]] = {
+    "domains": partial(measure_scores, "tiny-lm", DOMAINS),
+    "digits": partial(measure_scores, "tiny-vit", tuple(map(str, FORGOTTEN_DIGITS))),
+    "cross": measure_cross,
+    "experts": measure_experts,
+}
+
+
+def main(parts: list[str]) -> None:
+    """Measure these parts, and keep what was measured of the others."""
+    measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
+    for name in parts or list(PARTS):
+        begun = time.perf_counter()
+        measured[name] = PARTS[name]()
+        minutes = {**measured.get("settings", {}).get("minutes", {}), name: (time.perf_counter() - begun) / 60}
+        measured["settings"] = {
+            "fraction": FRACTION,
+            "seeds": N_SEEDS,
+            "experts": N_EXPERTS,
+            "steps": STEPS,
+            "n_random": N_RANDOM,
+            "torch": torch.__version__,
+            "minutes": minutes,
+        }
+        MEASURED.write_text(json.dumps(measured, separators=(",", ": ")) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
