@@ -4,15 +4,14 @@ Reads what ``python -m docs.measure_attribution`` measured from ``docs/attributi
 left as it is. A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. The figure needs Chromium.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import plotly.graph_objects as go
 from make_images import IMAGES, draw
-from make_performance import PLACE
+from pages import Measured, Tables, percent, short, table, write
 from plotly.subplots import make_subplots
 
 from lens_ablation.plots import style
@@ -22,7 +21,6 @@ PAGES = [DOCS / "attribution.md", DOCS / "editing.md"]
 MEASURED = DOCS / "attribution.json"
 
 Row = Mapping[str, Any]
-Measured = Mapping[str, Any]
 
 DRAWN = "0.1"
 """Ablated fraction that the figure and the sentences are about."""
@@ -31,19 +29,6 @@ LINES = ("expected gradient", "ridge")
 """Ways that were measured with several numbers of masks."""
 
 TICKS = {10: "10", 100: "100", 1000: "1,000"}
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
-
-
-def _r(value: float) -> str:
-    return f"{round(value, 2) + 0:.2f}".replace("0.", ".", 1)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _values(rows: Iterable[Row], key: str) -> list[Any]:
@@ -75,12 +60,12 @@ def estimators(measured: Measured) -> str:
         for way in ways:
             line = [way, f"{_named(rows, way=way)[0]['passes']:,}"]
             for f in fractions:
-                at = _r(mean(found[way, f]))
+                at = short(mean(found[way, f]))
                 at = f"**{at}**" if round(mean(found[way, f]), 2) == best[f] else at
-                line.append(f"{at} ({_r(min(found[way, f]))} to {_r(max(found[way, f]))})")
+                line.append(f"{at} ({short(min(found[way, f]))} to {short(max(found[way, f]))})")
             cells.append(line)
-        header = [setup, "passes", *(f"{_percent(float(f))} ablated" for f in fractions)]
-        text.append(_table(header, cells))
+        header = [setup, "passes", *(f"{percent(float(f))} ablated" for f in fractions)]
+        text.append(table(header, cells))
     return "\n".join(text)
 
 
@@ -91,11 +76,11 @@ def components(measured: Measured) -> str:
     for setup, case, fraction in dict.fromkeys((row["setup"], row["case"], row["fraction"]) for row in rows):
         here = {row["way"]: row for row in _named(rows, setup=setup, case=case, fraction=fraction)}
         values = {way: round(here[way]["correlation"][str(fraction)], 2) for way in ways}
-        shown = [f"**{_r(v)}**" if v == max(values.values()) else _r(v) for v in values.values()]
-        cells.append([setup.partition(",")[0], case, _percent(fraction), *shown])
+        shown = [f"**{short(v)}**" if v == max(values.values()) else short(v) for v in values.values()]
+        cells.append([setup.partition(",")[0], case, percent(fraction), *shown])
     passes = [sorted({row["passes"] for row in _named(rows, way=way)}) for way in ways]
     names = [f"{way} ({' or '.join(f'{n:,}' for n in ns)})" for way, ns in zip(ways, passes, strict=True)]
-    return _table(["model", "components, replacement", "ablated", *names], cells)
+    return table(["model", "components, replacement", "ablated", *names], cells)
 
 
 def edits(measured: Measured) -> str:
@@ -110,7 +95,7 @@ def edits(measured: Measured) -> str:
         else:
             ablated, effects = f"{first['k']} of {first['of']:,}", _effects(first["groups"])
         cells.append([task, ablated, first["method"].lower(), effects])
-    return _table(["task", "ablated", "replaced by", "held-out examples"], cells)
+    return table(["task", "ablated", "replaced by", "held-out examples"], cells)
 
 
 MOST_LEFT, MOST_LOST = 0.1, 0.02
@@ -154,7 +139,7 @@ def _errors(rows: Sequence[Row]) -> str:
 
 
 def _effects(groups: Mapping[str, Row]) -> str:
-    return ", ".join(f"{name} {_percent(g['before'])} → {_percent(g['after'])}" for name, g in groups.items())
+    return ", ".join(f"{name} {percent(g['before'])} → {percent(g['after'])}" for name, g in groups.items())
 
 
 def passes(measured: Measured) -> str:
@@ -168,8 +153,8 @@ def passes(measured: Measured) -> str:
         for way in (way for way in reached if _way(way) == "expected gradient"):
             enough = next((other for other in ridge if reached[other] >= reached[way]), None)
             by_ridge = f"{cost[enough]:,}" if enough else f"more than {cost[ridge[-1]]:,}"
-            text.append([setup.partition(",")[0], way, _r(reached[way]), f"{cost[way]:,}", by_ridge])
-    return _table(["model", "way", "r", "passes", "passes of ridge, of those measured"], text)
+            text.append([setup.partition(",")[0], way, short(reached[way]), f"{cost[way]:,}", by_ridge])
+    return table(["model", "way", "r", "passes", "passes of ridge, of those measured"], text)
 
 
 def wins(measured: Measured) -> str:
@@ -212,37 +197,26 @@ def variants(measured: Measured) -> str:
             line = [setup.partition(",")[0], kind, way]
             for f in fractions:
                 for n in masks:
-                    shown = _r(found[way, f, n])
+                    shown = short(found[way, f, n])
                     line.append(f"**{shown}**" if round(found[way, f, n], 2) == best[f, n] else shown)
             cells.append(line)
-    header = [f"{_percent(f)}, {n} masks" for f in fractions for n in masks]
-    return _table(["model", "components", "way", *header], cells)
+    header = [f"{percent(f)}, {n} masks" for f in fractions for n in masks]
+    return table(["model", "components", "way", *header], cells)
 
 
 def _at_own(row: Row) -> float:
     return row["correlation"][str(row["fraction"])]
 
 
-TABLES: Mapping[str, tuple[str, Callable[[Measured], str]]] = {
-    "estimators": ("estimators", estimators),
-    "passes": ("estimators", passes),
-    "components": ("components", components),
-    "wins": ("components", wins),
-    "variants": ("variants", variants),
-    "edits": ("edits", edits),
-    "forgotten": ("edits", forgotten),
+TABLES: Tables = {
+    "estimators": (["estimators"], estimators),
+    "passes": (["estimators"], passes),
+    "components": (["components"], components),
+    "wins": (["components"], wins),
+    "variants": (["variants"], variants),
+    "edits": (["edits"], edits),
+    "forgotten": (["edits"], forgotten),
 }
-"""By name: the part of the measurement that a table needs, and what makes it."""
-
-
-def filled(text: str, measured: Measured) -> str:
-    """A page with its tables made anew; tables of other scripts and of parts not measured are left alone."""
-
-    def fill(place: Any) -> str:
-        part, make = TABLES.get(place[2], ("", None))
-        return place[1] + make(measured) + place[3] if make and part in measured else place[0]
-
-    return PLACE.sub(fill, text)
 
 
 def figure(measured: Measured) -> go.Figure:
@@ -252,7 +226,7 @@ def figure(measured: Measured) -> go.Figure:
     style.dress(
         drawn,
         "Slopes predict unseen ablations with a fraction of the passes",
-        f"Correlation with fresh masks that ablate {_percent(float(DRAWN))}; mean and range over seeds",
+        f"Correlation with fresh masks that ablate {percent(float(DRAWN))}; mean and range over seeds",
         height=490,
     )
     rows = [row for row in measured["estimators"] if row["way"] != "random"]
@@ -298,9 +272,6 @@ def _lowest(rows: Iterable[Row]) -> list[float]:
 
 
 if __name__ == "__main__":
-    found = json.loads(MEASURED.read_text(encoding="utf-8"))
-    for page in PAGES:
-        if page.is_file():
-            page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+    found = write(PAGES, MEASURED, TABLES)
     if "estimators" in found:
         draw(figure(found), IMAGES / "attribution.png")

@@ -4,17 +4,14 @@ Reads what ``python -m docs.measure_modularity`` measured from ``docs/modularity
 left as it is. A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. The figures need Chromium.
 """
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from make_attribution import _r, _table
 from make_images import IMAGES, draw
-from make_performance import PLACE
+from pages import Measured, Tables, short, table, write
 
 import lens_ablation as la
 
@@ -24,7 +21,6 @@ MEASURED = DOCS / "modularity.json"
 GOAL = 5
 
 Row = Mapping[str, Any]
-Measured = Mapping[str, Any]
 
 
 def drops(row: Row, curve: int, step: int) -> tuple[float, float]:
@@ -43,7 +39,7 @@ def times(forgot: float, lost: float) -> str:
 def scores(part: str) -> Callable[[Measured], str]:
     """Every score on every target: ratio of drops at the best step, and area; the smallest area of MLP neurons bold."""
 
-    def table(measured: Measured) -> str:
+    def compared(measured: Measured) -> str:
         rows = measured[part]
         targets = list(dict.fromkeys(row["target"] for row in rows))
         best = {t: min(row["area"][0] for row in rows if row["target"] == t) for t in targets}
@@ -57,13 +53,13 @@ def scores(part: str) -> Callable[[Measured], str]:
                 area = f"**{area}**" if row["area"][0] == best[target] else area
                 line.append(f"{_drop(forgot)} / {_drop(lost)}; {area}")
             cells.append(line)
-        return _table(["neurons", "score", *[f"{target}: forgotten / retained; area" for target in targets]], cells)
+        return table(["neurons", "score", *[f"{target}: forgotten / retained; area" for target in targets]], cells)
 
-    return table
+    return compared
 
 
 def _drop(lost: float) -> str:
-    return ("−" if round(lost, 2) > 0 else "+" if round(lost, 2) < 0 else "") + _r(abs(lost))
+    return ("−" if round(lost, 2) > 0 else "+" if round(lost, 2) < 0 else "") + short(abs(lost))
 
 
 def goal(measured: Measured) -> str:
@@ -86,7 +82,7 @@ def goal(measured: Measured) -> str:
         cells.append([row["model"], row["target"], pruned, *shown])
     header = ["model", "forgotten", "pruned", "costs it", "costs the others", "ratio"]
     said = f"At least {GOAL} times as much in {met} of {len(rows)} cases.\n\n"
-    return said + _table([*header, "random neurons", "random neurons, same layers"], cells)
+    return said + table([*header, "random neurons", "random neurons, same layers"], cells)
 
 
 def reading(measured: Measured) -> str:
@@ -116,22 +112,22 @@ def overlaps(measured: Measured) -> str:
             mean = [sum(one[key] for one in found) / len(found) for key in ("overlap", "chance", "chance_in_layers")]
             low, high = min(one["low"] for one in found), max(one["high"] for one in found)
             alike = [one["alike"] for one in found if one.get("alike") is not None]
-            pattern = f"{_r(min(alike))} to {_r(max(alike))}" if alike else ""
+            pattern = f"{short(min(alike))} to {short(max(alike))}" if alike else ""
             seeds = f"{weights}, {len(found)} seeds" if weights == "fresh" else weights
             cells.append(
                 [
                     row["model"],
                     row["kind"],
                     seeds,
-                    _r(mean[0]),
-                    f"{_r(low)} to {_r(high)}",
-                    _r(mean[1]),
-                    _r(mean[2]),
+                    short(mean[0]),
+                    f"{short(low)} to {short(high)}",
+                    short(mean[1]),
+                    short(mean[2]),
                     pattern,
                 ]
             )
     header = ["model", "score", "weights", "overlap", "pairs", "chance", "chance by layer", "like the trained one"]
-    return _table(header, cells)
+    return table(header, cells)
 
 
 def correlations(measured: Measured) -> str:
@@ -158,7 +154,7 @@ def cross_table(measured: Measured) -> str:
         for name, line in zip(row["names"], row["change"], strict=True)
     ]
     cells.append(["nothing (accuracy)", *[f"{value:.3f}" for value in row["baseline"]]])
-    return _table(["pruned for", *row["names"]], cells)
+    return table(["pruned for", *row["names"]], cells)
 
 
 def enriched(measured: Measured) -> str:
@@ -168,7 +164,7 @@ def enriched(measured: Measured) -> str:
         z = sorted(row["z_overall"])
         middle = z[len(z) // 2]
         by_layer = [sorted(task[layer] for task in row["z"])[len(z) // 2] for layer in range(len(row["z"][0]))]
-        again = "" if row["seed_to_seed"] is None else ", ".join(_r(value) for value in row["seed_to_seed"])
+        again = "" if row["seed_to_seed"] is None else ", ".join(short(value) for value in row["seed_to_seed"])
         cells.append(
             [
                 row["model"],
@@ -180,7 +176,7 @@ def enriched(measured: Measured) -> str:
             ]
         )
     header = ["model", "weights", "experts by", "z over all layers (range over tasks)", "by layer", "seed to seed"]
-    return _table(header, cells)
+    return table(header, cells)
 
 
 def routed(measured: Measured) -> str:
@@ -191,30 +187,20 @@ def routed(measured: Measured) -> str:
             of = measured["settings"]["experts"][row["model"]]
             shown = [f"{n} of {of}: {100 * share:.0f} %" for n, share in row["kept"]]
             cells.append([row["model"], row["split"], "; ".join(shown)])
-    return _table(["model", "experts by", "experts used: share of the accuracy kept"], cells)
+    return table(["model", "experts by", "experts used: share of the accuracy kept"], cells)
 
 
-TABLES: Mapping[str, tuple[Sequence[str], Callable[[Measured], str]]] = {
-    "modularity-goal": (("domains", "digits"), goal),
-    "modularity-reading": (("domains", "digits"), reading),
-    "modularity-domains": (("domains",), scores("domains")),
-    "modularity-digits": (("digits",), scores("digits")),
-    "modularity-cross": (("cross",), cross_table),
-    "modularity-correlations": (("cross",), correlations),
-    "modularity-overlaps": (("cross",), overlaps),
-    "modularity-experts": (("experts",), enriched),
-    "modularity-routing": (("experts",), routed),
+TABLES: Tables = {
+    "modularity-goal": (["domains", "digits"], goal),
+    "modularity-reading": (["domains", "digits"], reading),
+    "modularity-domains": (["domains"], scores("domains")),
+    "modularity-digits": (["digits"], scores("digits")),
+    "modularity-cross": (["cross"], cross_table),
+    "modularity-correlations": (["cross"], correlations),
+    "modularity-overlaps": (["cross"], overlaps),
+    "modularity-experts": (["experts"], enriched),
+    "modularity-routing": (["experts"], routed),
 }
-
-
-def filled(page: str, measured: Measured) -> str:
-    """The page with its tables as measured."""
-
-    def fill(found: re.Match[str]) -> str:
-        parts, make = TABLES[found[2]]
-        return f"{found[1]}{make(measured)}{found[3]}" if all(part in measured for part in parts) else found[0]
-
-    return PLACE.sub(fill, page)
 
 
 def digits(split: str, n: int) -> dict[str, la.Task]:
@@ -263,9 +249,6 @@ def figures() -> dict[str, Callable[[], go.Figure]]:
 
 
 if __name__ == "__main__":
-    results = json.loads(MEASURED.read_text(encoding="utf-8"))
-    for page in PAGES:
-        if page.is_file():
-            page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    results = write(PAGES, MEASURED, TABLES)
     for file_name, make in figures().items():
         draw(make(), IMAGES / f"{file_name}.png")

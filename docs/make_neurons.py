@@ -4,15 +4,13 @@ Reads what ``python -m docs.measure_neurons`` measured from ``docs/neurons.json`
 it is. A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. The figures need Chromium.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from make_attribution import _table
 from make_images import IMAGES, draw
-from make_performance import PLACE
+from pages import Measured, Tables, percent, table, write
 from plotly.subplots import make_subplots
 
 from lens_ablation.plots import style
@@ -21,7 +19,6 @@ DOCS = Path(__file__).parent
 PAGES = [DOCS / "neurons.md"]
 MEASURED = DOCS / "neurons.json"
 
-Measured = Mapping[str, Any]
 
 PAPER = {
     "Gradient": ("−.891", ".302", "6.1e-3", "0.149 s"),
@@ -81,7 +78,7 @@ def estimators(measured: Measured) -> str:
             "paper: r, BERT-base",
             "paper: r, Llama2-7B",
         ]
-        text.append(_table(header, cells))
+        text.append(table(header, cells))
     return "\n".join(text)
 
 
@@ -99,10 +96,10 @@ def setups(measured: Measured) -> str:
                 row["hook"],
                 str(row["neurons"]),
                 str(row["examples"]),
-                _percent(row["negative"]),
-                _percent(row["zeros"]),
+                percent(row["negative"]),
+                percent(row["zeros"]),
                 _r(row["r_with_zeros"]),
-                _percent(row["saturated"]),
+                percent(row["saturated"]),
                 _time(row["seconds_measured"]),
             ]
         )
@@ -117,11 +114,7 @@ def setups(measured: Measured) -> str:
         "probabilities saturated",
         "time a prompt, measured",
     ]
-    return _table(header, cells)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return table(header, cells)
 
 
 def ranges(measured: Measured) -> str:
@@ -142,10 +135,10 @@ def ranges(measured: Measured) -> str:
                 name = f"{setup} (median deviation {size:.2g})" if label == "r with NeurGrad" else ""
                 cells.append([name, label, *(_r(here[s][key]) for s in sizes)])
             for label, key in {"linear, of those moved": "linear_moved", "positive slopes": "positive"}.items():
-                shown = ["" if s in TWO_SHIFTS and key == "linear_moved" else _percent(here[s][key]) for s in sizes]
+                shown = ["" if s in TWO_SHIFTS and key == "linear_moved" else percent(here[s][key]) for s in sizes]
                 cells.append(["", label, *shown])
         word = "units of the activation" if unit == "raw" else "standard deviations"
-        text.append(_table([f"shifts in {word}", "", *(f"±{s:g}" for s in sizes)], cells))
+        text.append(table([f"shifts in {word}", "", *(f"±{s:g}" for s in sizes)], cells))
     return "\n".join(text)
 
 
@@ -157,7 +150,7 @@ def groups(measured: Measured) -> str:
         found = {one["neurons"]: one for one in row["rows"]}
         shown = [_interval(found[n]) if n in found else "" for n in wanted]
         cells.append([row["setup"], f"±{row['amount']:g}", *shown, f"{_interval(found[row['of']])} of {row['of']:,}"])
-    return _table(["setup", "shift of each", *(f"{n:,}" for n in wanted), "all"], cells)
+    return table(["setup", "shift of each", *(f"{n:,}" for n in wanted), "all"], cells)
 
 
 def _interval(row: Mapping[str, Any]) -> str:
@@ -172,7 +165,7 @@ def readings(measured: Measured) -> str:
     widest = {row["setup"]: row for row in rows if row["unit"] == "raw" and row["range"] == 2.0}
     for setup, row in tenth.items():
         holds = "holds" if row["r"] >= 0.99 else "does not hold"
-        linear = _percent(widest[setup]["linear_moved"])
+        linear = percent(widest[setup]["linear_moved"])
         lines.append(
             f"- {setup}: up to a tenth of the standard deviation r is {_r(row['r'])} (.99 {holds}). Up to ±2 raw it is "
             f"{_r(widest[setup]['r'])}, and {linear} of the neurons that are moved are linear (the paper: over 90 %)."
@@ -180,23 +173,13 @@ def readings(measured: Measured) -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES: Mapping[str, tuple[str, Callable[[Measured], str]]] = {
-    "neuron-setups": ("estimators", setups),
-    "neuron-estimators": ("estimators", estimators),
-    "neuron-ranges": ("ranges", ranges),
-    "neuron-groups": ("groups", groups),
-    "neuron-readings": ("ranges", readings),
+TABLES: Tables = {
+    "neuron-setups": (["estimators"], setups),
+    "neuron-estimators": (["estimators"], estimators),
+    "neuron-ranges": (["ranges"], ranges),
+    "neuron-groups": (["groups"], groups),
+    "neuron-readings": (["ranges"], readings),
 }
-
-
-def filled(text: str, measured: Measured) -> str:
-    """A page with its tables made anew; tables of other scripts and of parts not measured are left alone."""
-
-    def fill(place: Any) -> str:
-        part, make = TABLES.get(place[2], ("", None))
-        return place[1] + make(measured) + place[3] if make and part in measured else place[0]
-
-    return PLACE.sub(fill, text)
 
 
 def range_figure(measured: Measured) -> go.Figure:
@@ -263,10 +246,7 @@ def examples() -> dict[str, go.Figure]:
 
 
 if __name__ == "__main__":
-    numbers = json.loads(MEASURED.read_text(encoding="utf-8"))
-    for page in PAGES:
-        if page.is_file():
-            page.write_text(filled(page.read_text(encoding="utf-8"), numbers), encoding="utf-8")
+    numbers = write(PAGES, MEASURED, TABLES)
     figures = examples()
     if "ranges" in numbers:
         figures["neuron-ranges"] = range_figure(numbers)

@@ -4,16 +4,14 @@ Reads what ``python -m docs.measure_optimal`` measured from ``docs/optimal.json`
 it is. A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. The figures need Chromium.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import torch
-from make_attribution import _r, _table
 from make_images import IMAGES, draw
-from make_performance import PLACE
+from pages import Measured, Tables, short, table, write
 
 import lens_ablation as la
 from lens_ablation.plots.lens import lenses_figure
@@ -24,7 +22,6 @@ PAGES = [DOCS / name for name in ("optimal.md", "tracing.md", "lenses.md")]
 MEASURED = DOCS / "optimal.json"
 
 Row = Mapping[str, Any]
-Measured = Mapping[str, Any]
 
 SAME_CONDITIONING = {
     "Optimal (per position)": (
@@ -54,16 +51,16 @@ def _gaps(row: Row) -> str:
         line = [name, "yes" if row["by_position"][place] else "no", f"{_mean(row['gap'][place]):.4f}"]
         for own in ratios:
             one = ratios[own].get(name)
-            line.append(f"{_r(one['median'])}, {_r(one['clamped mean'])}" if one else "")
+            line.append(f"{short(one['median'])}, {short(one['clamped mean'])}" if one else "")
         if correlations:
             one = correlations.get(name)
             line += [_interval(one, "rank"), _interval(one, "log")] if one else ["", ""]
         cells.append(line)
-    return _table(header, cells)
+    return table(header, cells)
 
 
 def _interval(one: Row, key: str) -> str:
-    return f"{_r(one[key])} ({_r(one[f'{key} low'])} to {_r(one[f'{key} high'])})"
+    return f"{short(one[key])} ({short(one[f'{key} low'])} to {short(one[f'{key} high'])})"
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -83,7 +80,7 @@ def above(measured: Measured) -> str:
                 cells.append(
                     [f"{row['setup']}, {row['judged']}", optimal, name, f"{n - len(failing)} of {n}", _listed(failing)]
                 )
-    return _table(["case", "constant", "held against", "no worse", "worse at"], cells)
+    return table(["case", "constant", "held against", "no worse", "worse at"], cells)
 
 
 def _listed(sites: Sequence[str], most: int = 8) -> str:
@@ -99,7 +96,7 @@ def fits(measured: Measured) -> str:
         left = row["out_of_steps"]
         ended = [f"{n - left[name]} of {n}" if name in left else "not fitted" for name in SAME_CONDITIONING]
         cells.append([row["setup"], f"{row['fitted']}", *ended])
-    return _table(["case", "examples", *(f"{name}: converged" for name in SAME_CONDITIONING)], cells)
+    return table(["case", "examples", *(f"{name}: converged" for name in SAME_CONDITIONING)], cells)
 
 
 PUBLISHED = {
@@ -120,7 +117,7 @@ def published(measured: Measured) -> str:
             cells.append(
                 [f"{name}, {kind}", f"{PUBLISHED[kind][name]:.3f}"[1:], *(_interval(one[own], kind) for one in found)]
             )
-    return _table(["by position", "GPT-2 small", *(f"{row['setup']}, {row['judged']}" for row in rows)], cells)
+    return table(["by position", "GPT-2 small", *(f"{row['setup']}, {row['judged']}" for row in rows)], cells)
 
 
 def traces(measured: Measured) -> str:
@@ -130,13 +127,13 @@ def traces(measured: Measured) -> str:
         for group, effect, low, high in zip(row["groups"], row["effect"], row["low"], row["high"], strict=True):
             best = max(range(len(effect)), key=effect.__getitem__)
             shown = [
-                f"**{_r(e)}** ({_r(a)} to {_r(b)})" if i == best else _r(e)
+                f"**{short(e)}** ({short(a)} to {short(b)})" if i == best else short(e)
                 for i, (e, a, b) in enumerate(zip(effect, low, high, strict=True))
             ]
             way = "noise" if row["corruption"] == "GaussianNoise" else "vector"
             cells.append([row["split"].replace("_", "-"), row["restore"], str(row["window"]), group, way, *shown])
     layers = [f"layer {i}" for i in range(len(rows[0]["effect"][0]))]
-    return _table(["facts", "restored", "window", "tokens", "corruption", *layers], cells)
+    return table(["facts", "restored", "window", "tokens", "corruption", *layers], cells)
 
 
 def peaks(measured: Measured) -> str:
@@ -162,7 +159,7 @@ def peaks(measured: Measured) -> str:
                 )
             cells.append(here)
     header = ["facts", "layers", "mean ablation (logits lost)", "COAR (logits)"]
-    return _table([*header, "tracing, noise (effect)", "tracing, learned vector (effect)"], cells)
+    return table([*header, "tracing, noise (effect)", "tracing, learned vector (effect)"], cells)
 
 
 def _top(values: Sequence[float], sites: Sequence[str]) -> str:
@@ -180,7 +177,7 @@ def layers(measured: Measured) -> str:
                 signed = [-value if key == "sweep" else value for value in own[key]]
                 cells.append([split.replace("_", "-"), restore, name, *(f"{value:.2f}" for value in signed)])
     names = [f"layer {i}" for i in range(len(cells[0]) - 3)]
-    return _table(["facts", "layers", "way (logits)", *names], cells)
+    return table(["facts", "layers", "way (logits)", *names], cells)
 
 
 def lens_table(measured: Measured) -> str:
@@ -199,7 +196,7 @@ def lens_table(measured: Measured) -> str:
                 before = f"{row['before'][layer]:.3f} → " if row["settings"] else ""
                 line.append(f"{before}{shown} ± {1.96 * error:.3f}")
             cells.append(line)
-        text.append(_table([setup, "numbers kept", *(f"before block {i}" for i in range(n_layers))], cells))
+        text.append(table([setup, "numbers kept", *(f"before block {i}" for i in range(n_layers))], cells))
     return "\n".join(text)
 
 
@@ -232,8 +229,8 @@ def gap_readings(measured: Measured) -> str:
         place = order.index("Optimal (per position)") + 1
         lines.append(
             f"- {row['setup']}, {row['judged']}: by rank, {order[0]} agrees most with counterfactual ablation "
-            f"({_r(found[order[0]])}) and {order[-1]} least ({_r(found[order[-1]])}); the optimal constant by position "
-            f"is number {place} of {len(order)} ({_r(found[order[place - 1]])}).\n"
+            f"({short(found[order[0]])}) and {order[-1]} least ({short(found[order[-1]])}); the optimal constant by "
+            f"position is number {place} of {len(order)} ({short(found[order[place - 1]])}).\n"
         )
     return "".join(lines)
 
@@ -258,7 +255,7 @@ def trace_readings(measured: Measured) -> str:
         sites = dict.fromkeys(named.values())
         said = "; ".join(f"{site} by {', '.join(w for w, s in named.items() if s == site)}" for site in sites)
         word = "all four name the same layer" if len(sites) == 1 else "they do not agree"
-        effects = f"{_r(max(row['effect'][0]))} with noise, {_r(max(vector['effect'][0]))} with the vector"
+        effects = f"{short(max(row['effect'][0]))} with noise, {short(max(vector['effect'][0]))} with the vector"
         lines.append(
             f"- {row['split'].replace('_', '-')} facts, {row['restore']} restored at the last token: {word} ({said}). "
             f"Largest effect: {effects}.\n"
@@ -266,30 +263,19 @@ def trace_readings(measured: Measured) -> str:
     return "".join(lines)
 
 
-TABLES: Mapping[str, tuple[str, Callable[[Measured], str]]] = {
-    "optimal-gaps": ("compare", gaps),
-    "optimal-above": ("compare", above),
-    "optimal-fits": ("compare", fits),
-    "optimal-published": ("compare", published),
-    "trace-effects": ("trace", traces),
-    "trace-peaks": ("trace", peaks),
-    "trace-layers": ("trace", layers),
-    "lenses": ("lenses", lens_table),
-    "lens-readings": ("lenses", lens_readings),
-    "optimal-readings": ("compare", gap_readings),
-    "trace-readings": ("trace", trace_readings),
+TABLES: Tables = {
+    "optimal-gaps": (["compare"], gaps),
+    "optimal-above": (["compare"], above),
+    "optimal-fits": (["compare"], fits),
+    "optimal-published": (["compare"], published),
+    "trace-effects": (["trace"], traces),
+    "trace-peaks": (["trace"], peaks),
+    "trace-layers": (["trace"], layers),
+    "lenses": (["lenses"], lens_table),
+    "lens-readings": (["lenses"], lens_readings),
+    "optimal-readings": (["compare"], gap_readings),
+    "trace-readings": (["trace"], trace_readings),
 }
-"""By name: the part of the measurement that a table needs, and what makes it."""
-
-
-def filled(text: str, measured: Measured) -> str:
-    """A page with its tables made anew; tables of other scripts and of parts not measured are left alone."""
-
-    def fill(place: Any) -> str:
-        part, make = TABLES.get(place[2], ("", None))
-        return place[1] + make(measured) + place[3] if make and part in measured else place[0]
-
-    return PLACE.sub(fill, text)
 
 
 def _examples(mean: Sequence[Any], error: Sequence[Any], n: int) -> torch.Tensor:
@@ -349,9 +335,6 @@ def figures(measured: Measured) -> dict[str, go.Figure]:
 
 
 if __name__ == "__main__":
-    found = json.loads(MEASURED.read_text(encoding="utf-8"))
-    for page in PAGES:
-        if page.is_file():
-            page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+    found = write(PAGES, MEASURED, TABLES)
     for file_name, figure in figures(found).items():
         draw(figure, IMAGES / f"{file_name}.png")

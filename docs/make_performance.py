@@ -4,34 +4,24 @@ Reads what the benchmarks measured from ``docs/performance.json``. A table stand
 ``<!-- end -->``. The figures need Chromium.
 """
 
-import json
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 from make_images import IMAGES, draw
+from pages import Measured, Tables, table, write
 from plotly.subplots import make_subplots
 
 from lens_ablation.plots import style
 
 DOCS = Path(__file__).parent
-PAGE, MEASURED = DOCS / "performance.md", DOCS / "performance.json"
-PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES, MEASURED = [DOCS / "performance.md"], DOCS / "performance.json"
 
-Measured = Mapping[str, Any]
 
 TITLES = {"sites": "Sites", "prompts": "Prompts", "length": "Length", "layers": "Layers"}
 """Panels of the figure on growth."""
 
 TICKS = {0.001: "1 ms", 0.01: "10 ms", 0.1: "100 ms", 1: "1 s", 10: "10 s", 100: "100 s"}
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def _seconds(value: float) -> str:
@@ -40,7 +30,7 @@ def _seconds(value: float) -> str:
 
 def machine(measured: Measured) -> str:
     """What the numbers were measured on."""
-    return _table(["measured on", ""], [[name, value] for name, value in measured["machine"].items()])
+    return table(["measured on", ""], [[name, value] for name, value in measured["machine"].items()])
 
 
 def benchmarks(measured: Measured) -> str:
@@ -55,7 +45,7 @@ def benchmarks(measured: Measured) -> str:
         limit = "" if row["limit"] is None else _seconds(row["limit"])
         work = row["work"] + ("" if row["device"] == "cpu" else ", on a GPU")
         rows.append([work, row["against"], ours, theirs, f"**{row['ratio']:.2f}**", f"{sign} {row['floor']:g}", limit])
-    return _table(["work", "against", "here", "there", "ratio", "required", "limit"], rows)
+    return table(["work", "against", "here", "there", "ratio", "required", "limit"], rows)
 
 
 def steps(measured: Measured) -> str:
@@ -69,7 +59,7 @@ def steps(measured: Measured) -> str:
             f"{_seconds(seconds[work, name])} ({seconds[work, names[0]] / seconds[work, name]:.1f}x)" for work in works
         ]
         rows.append([name, *cells])
-    return _table(["with, from here on", *works], rows)
+    return table(["with, from here on", *works], rows)
 
 
 def dtypes(measured: Measured) -> str:
@@ -84,24 +74,15 @@ def dtypes(measured: Measured) -> str:
         ]
         for row in measured["dtypes"]
     ]
-    return _table(["sweep", "float32", "bfloat16", "times as fast", "largest difference of a value"], rows)
+    return table(["sweep", "float32", "bfloat16", "times as fast", "largest difference of a value"], rows)
 
 
-TABLES: Mapping[str, Callable[[Measured], str]] = {
-    "machine": machine,
-    "benchmarks": benchmarks,
-    "steps": steps,
-    "dtypes": dtypes,
+TABLES: Tables = {
+    "machine": (["machine"], machine),
+    "benchmarks": (["rows"], benchmarks),
+    "steps": (["steps"], steps),
+    "dtypes": (["dtypes"], dtypes),
 }
-
-
-def filled(page: Path, measured: Measured) -> str:
-    """The text of the page with its tables made anew; tables of other scripts are left alone."""
-
-    def fill(place: re.Match[str]) -> str:
-        return place[1] + TABLES[place[2]](measured) + place[3] if place[2] in TABLES else place[0]
-
-    return PLACE.sub(fill, page.read_text(encoding="utf-8"))
 
 
 def growth(measured: Measured) -> go.Figure:
@@ -168,7 +149,6 @@ def _with_legend_below(figure: go.Figure) -> None:
 
 
 if __name__ == "__main__":
-    found = json.loads(MEASURED.read_text(encoding="utf-8"))
-    PAGE.write_text(filled(PAGE, found), encoding="utf-8")
+    found = write(PAGES, MEASURED, TABLES)
     draw(growth(found), IMAGES / "performance-growth.png")
     draw(rows_in_a_pass(found), IMAGES / "performance-rows.png")

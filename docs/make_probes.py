@@ -4,17 +4,14 @@ Reads what ``python -m docs.measure_probes`` measured from ``docs/probes.json``;
 is. A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. The figures need Chromium.
 """
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import torch
-from make_attribution import _r, _table
 from make_images import IMAGES, draw
-from make_performance import PLACE
+from pages import Measured, Tables, short, table, write
 
 import lens_ablation as la
 
@@ -23,7 +20,6 @@ PAGES = [DOCS / "probes.md"]
 MEASURED = DOCS / "probes.json"
 
 Row = Mapping[str, Any]
-Measured = Mapping[str, Any]
 
 PROBES = ("Activation", "Polarity", "Magnitude", "Forest")
 WORDS = {"trained": "sentences as in training", "new": "new wordings"}
@@ -42,11 +38,11 @@ def accuracy(measured: Measured) -> str:
         cells.append(
             [row["skill"], row["wordings"], f"{row['train']} / {row['test']}", f"{1 / row['candidates']:.2f}", *shown]
         )
-    return _table(["skill", "wordings", "questions: train / test", "chance", "the model's answer", *PROBES], cells)
+    return table(["skill", "wordings", "questions: train / test", "chance", "the model's answer", *PROBES], cells)
 
 
 def _interval(values: Sequence[float]) -> str:
-    return f"{_three(values[0])} ({_r(values[1])} to {_r(values[2])})"
+    return f"{_three(values[0])} ({short(values[1])} to {short(values[2])})"
 
 
 def _three(value: float) -> str:
@@ -90,7 +86,7 @@ def leaks(measured: Measured) -> str:
         [row["skill"], row["wordings"], _three(row["accuracy"]["Forest"][0]), _three(row["leaked_forest"])]
         for row in measured["accuracy"]
     ]
-    return _table(["skill", "wordings", "forest, disjoint splits", "test questions in training"], cells)
+    return table(["skill", "wordings", "forest, disjoint splits", "test questions in training"], cells)
 
 
 def halves(measured: Measured) -> str:
@@ -101,14 +97,14 @@ def halves(measured: Measured) -> str:
             row["wordings"],
             row["probe"],
             str(row["train"]),
-            _r(row["rank"]),
-            f"{_r(row['shared'])} ({_r(row['by_chance'])})",
-            f"{_r(row['accuracy'][0])} to {_r(row['accuracy'][1])}",
+            short(row["rank"]),
+            f"{short(row['shared'])} ({short(row['by_chance'])})",
+            f"{short(row['accuracy'][0])} to {short(row['accuracy'][1])}",
         ]
         for row in measured["robustness"]["halves"]
     ]
     header = ["skill", "wordings", "probe", "questions in a half", "rank r", "shared (by chance)", "test accuracy"]
-    return _table(header, cells)
+    return table(header, cells)
 
 
 def moved(measured: Measured) -> str:
@@ -119,9 +115,9 @@ def moved(measured: Measured) -> str:
         for fitted, judged in (("trained", "new"), ("new", "trained")):
             own = {r["probe"]: r for r in rows if (r["skill"], r["fitted"], r["judged"]) == (skill, fitted, judged)}
             home = {r["probe"]: r for r in rows if (r["skill"], r["fitted"], r["judged"]) == (skill, judged, judged)}
-            shown = [f"{_r(own[name]['accuracy'][0])} ({_r(home[name]['accuracy'][0])})" for name in PROBES]
-            cells.append([skill, f"{fitted} → {judged}", _r(own["LogProb"]["accuracy"][0]), *shown])
-    return _table(["skill", "fitted → judged", "the model's answer", *PROBES], cells)
+            shown = [f"{short(own[name]['accuracy'][0])} ({short(home[name]['accuracy'][0])})" for name in PROBES]
+            cells.append([skill, f"{fitted} → {judged}", short(own["LogProb"]["accuracy"][0]), *shown])
+    return table(["skill", "fitted → judged", "the model's answer", *PROBES], cells)
 
 
 def wordings(measured: Measured) -> str:
@@ -130,14 +126,22 @@ def wordings(measured: Measured) -> str:
     for row in measured["robustness"]["wordings"]:
         for pair, (rank, shared, chance) in row["agreement"].items():
             kinds = f"both {pair.split(', ')[0]}" if len(set(pair.split(", "))) == 1 else pair.replace(", ", " and ")
-            cells.append([row["skill"], kinds, str(row["pairs"][pair]), _r(rank), f"{_r(shared)} ({_r(chance)})"])
-    return _table(["skill", "wordings of the two", "pairs", "rank r", "shared (by chance)"], cells)
+            cells.append(
+                [
+                    row["skill"],
+                    kinds,
+                    str(row["pairs"][pair]),
+                    short(rank),
+                    f"{short(shared)} ({short(chance)})",
+                ]
+            )
+    return table(["skill", "wordings of the two", "pairs", "rank r", "shared (by chance)"], cells)
 
 
 def layers(measured: Measured) -> str:
     """How many neurons of the magnitude probe lie in each layer."""
     cells = [[row["skill"], row["wordings"], *map(str, row["layers"])] for row in measured["accuracy"]]
-    return _table(["skill", "wordings", *(f"layer {i}" for i in range(4))], cells)
+    return table(["skill", "wordings", *(f"layer {i}" for i in range(4))], cells)
 
 
 def shifts(measured: Measured) -> str:
@@ -151,7 +155,7 @@ def shifts(measured: Measured) -> str:
             for other in measured["shifts"]
             if (other["skill"], other["wordings"], other["metric"]) == (row["skill"], row["wordings"], "probability")
         )
-        line = [row["skill"], row["wordings"], _r(row["table"]["baseline"][0])]
+        line = [row["skill"], row["wordings"], short(row["table"]["baseline"][0])]
         for found in (row, probability):
             for amount in (-0.5, 0.5):
                 i = found["table"]["amount"].index(amount)
@@ -166,7 +170,7 @@ def shifts(measured: Measured) -> str:
         "probability, −0.5",
         "probability, +0.5",
     ]
-    return _table(header, cells)
+    return table(header, cells)
 
 
 def shift_readings(measured: Measured) -> str:
@@ -203,27 +207,17 @@ def _signed(value: float) -> str:
     return shown.replace("-", "−") if float(value) else "0"
 
 
-TABLES: Mapping[str, tuple[str, Callable[[Measured], str]]] = {
-    "accuracy": ("accuracy", accuracy),
-    "goal": ("accuracy", goal),
-    "leaks": ("accuracy", leaks),
-    "layers": ("accuracy", layers),
-    "halves": ("robustness", halves),
-    "moved": ("robustness", moved),
-    "wordings": ("robustness", wordings),
-    "shifts": ("shifts", shifts),
-    "shift-readings": ("shifts", shift_readings),
+TABLES: Tables = {
+    "accuracy": (["accuracy"], accuracy),
+    "goal": (["accuracy"], goal),
+    "leaks": (["accuracy"], leaks),
+    "layers": (["accuracy"], layers),
+    "halves": (["robustness"], halves),
+    "moved": (["robustness"], moved),
+    "wordings": (["robustness"], wordings),
+    "shifts": (["shifts"], shifts),
+    "shift-readings": (["shifts"], shift_readings),
 }
-
-
-def filled(page: str, measured: Measured) -> str:
-    """The page with its tables as measured."""
-
-    def fill(found: re.Match[str]) -> str:
-        part, make = TABLES[found[2]]
-        return f"{found[1]}{make(measured)}{found[3]}" if part in measured else found[0]
-
-    return PLACE.sub(fill, page)
 
 
 def curve(row: Row) -> la.ProbeCurve:
@@ -277,9 +271,6 @@ def figures(measured: Measured) -> dict[str, Callable[[], go.Figure]]:
 
 
 if __name__ == "__main__":
-    found = json.loads(MEASURED.read_text(encoding="utf-8"))
-    for page in PAGES:
-        if page.is_file():
-            page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+    found = write(PAGES, MEASURED, TABLES)
     for file_name, make in figures(found).items():
         draw(make(), IMAGES / f"{file_name}.png")

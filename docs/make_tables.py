@@ -4,16 +4,16 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. It is made
 or from the thresholds in the code.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from pages import PLACE
 
 from lens_ablation import zoo
 from lens_ablation.statistics import shapes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "statistics.md"]
-PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 THRESHOLDS = {
     "POINT_MASS_SHARE": "point mass: smallest share of values in one bin, or exactly 0",

@@ -1,8 +1,10 @@
 """What every test runs under: no network, and one thread to a worker."""
 
 import os
-from collections.abc import Callable
+import runpy
+from collections.abc import Callable, Mapping
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -35,3 +37,11 @@ def unchecked() -> Callable[[ModuleType], Any]:
         return plain
 
     return load
+
+
+@pytest.fixture
+def docs_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Mapping[str, Any]]:
+    """Runs a script of the pages by its file name, and gives its names."""
+    docs = Path(__file__).parents[1] / "docs"
+    monkeypatch.syspath_prepend(str(docs))
+    return lambda name: runpy.run_path(str(docs / name))

@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import runpy
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -87,9 +86,40 @@ def test_every_exception_has_a_section():
     assert not [name for name in exceptions if f"## {name}\n" not in text]
 
 
-def test_tables_are_those_that_the_cards_give():
-    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
+def test_tables_are_those_that_the_cards_give(docs_script):
+    tables = docs_script("make_tables.py")
     assert not [name_of(page) for page in tables["PAGES"] if tables["filled"](page) != page.read_text()]
+
+
+@pytest.mark.parametrize("subject", ["attribution", "modularity", "neurons", "optimal", "performance", "probes"])
+def test_tables_are_those_of_what_was_measured(docs_script, subject: str):
+    script, pages = docs_script(f"make_{subject}.py"), docs_script("pages.py")
+    measured = json.loads(script["MEASURED"].read_text(encoding="utf-8"))
+    assert {part for needed, _ in script["TABLES"].values() for part in needed} <= set(measured)
+    texts = {page: page.read_text(encoding="utf-8") for page in script["PAGES"]}
+    stale = [name_of(page) for page, text in texts.items() if pages["filled"](text, measured, script["TABLES"]) != text]
+    assert not stale, f"run: python docs/make_{subject}.py"
+    assert all(f"<!-- table: {name} -->" in "".join(texts.values()) for name in script["TABLES"])
+
+
+def test_tables_of_others_and_of_what_was_not_measured_are_left_alone(docs_script):
+    page = "<!-- table: one -->\nold\n<!-- end -->\n<!-- table: other -->\nold\n<!-- end -->\n"
+    tables = {"one": (["here", "there"], lambda measured: f"{measured['here']}\n")}
+    filled = docs_script("pages.py")["filled"]
+    assert filled(page, {"here": "new"}, tables) == page
+    assert filled(page, {"here": "new", "there": 0}, tables) == page.replace("old", "new", 1)
+
+
+def test_every_script_that_makes_pages_is_tried(docs_script):
+    made = {path.stem.removeprefix("make_") for path in (ROOT / "docs").glob("make_*.py")}
+    assert made - {"tables", "images", "equality_table"} == {
+        "attribution",
+        "modularity",
+        "neurons",
+        "optimal",
+        "performance",
+        "probes",
+    }
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=name_of)

@@ -1,29 +1,15 @@
 """Tables of the pages on attribution and editing are those that the measurement gives."""
 
-import json
-import runpy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
-from tests.test_docs import ROOT
-
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
+def script(docs_script: Callable[[str], Mapping[str, Any]]) -> Mapping[str, Any]:
     """The names of the script that writes them."""
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    return runpy.run_path(str(ROOT / "docs" / "make_attribution.py"))
-
-
-def test_tables_in_the_pages_are_those_of_what_was_measured(script):
-    if not script["MEASURED"].is_file():
-        pytest.skip("docs/attribution.json is not there; run python -m docs.measure_attribution")
-    measured = json.loads(script["MEASURED"].read_text(encoding="utf-8"))
-    texts = {page.name: page.read_text(encoding="utf-8") for page in script["PAGES"] if page.is_file()}
-    stale = [name for name, text in texts.items() if script["filled"](text, measured) != text]
-    assert not stale, "run: python docs/make_attribution.py"
+    return docs_script("make_attribution.py")
 
 
 def rows(way: str, n_passes: int, *correlations: float) -> list[dict[str, Any]]:
@@ -85,8 +71,3 @@ def test_forgetting_is_judged_by_what_is_left_and_what_others_lose(script):
         "- Forgotten, at a higher price: the digit 2 (others -3.0 points, 6 of 200).",
         "- Not forgotten: capital (3 of 20 left).",
     ]
-
-
-def test_what_was_not_measured_is_left_alone(script):
-    page = "<!-- table: edits -->\nold\n<!-- end -->\n<!-- table: other -->\nold\n<!-- end -->\n"
-    assert script["filled"](page, {"estimators": []}) == page
