@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import lens_ablation as la
 from lens_ablation.attribution.coar import pearson
+from lens_ablation.attribution.editing import Effect
 from lens_ablation.attribution.edits import Edited
 from lens_ablation.attribution.outputs import Setting, mask_outputs
 from lens_ablation.attribution.strategy import Attributor
@@ -254,41 +256,66 @@ def measure_variants(word: str = "") -> list[dict[str, object]]:
     return rows
 
 
+def shares(effects: Mapping[str, Effect]) -> dict[str, dict[str, float]]:
+    """Right answers before and after, by group."""
+    return {name: {"n": e.n_examples, "before": e.share_before, "after": e.share_after} for name, e in effects.items()}
+
+
+def lost_margins(model: LensModel, edited: Edited) -> list[float]:
+    """Of each held-out example that forgetting should spare and does not: the share of its group with less margin.
+
+    Margins are those of the untouched model: logit of the answer less the largest other one.
+    """
+    found: list[float] = []
+    for name, task in edited.tasks.items():
+        if name in ("class", "relation"):
+            continue
+        with torch.inference_mode():
+            before = la.metrics.correct_margin(model(task.inputs), task)
+            with ExitStack() as stack:
+                for sites, method in edited.edit.ablations:
+                    stack.enter_context(la.ablate(model, sites, method, task=task))
+                after = la.metrics.correct_margin(model(task.inputs), task)
+        lost = before[(before > 0) & (after <= 0)]
+        found += [float((before < margin).double().mean()) for margin in lost]
+    return found
+
+
 def measure_edits(word: str = "") -> list[dict[str, object]]:
     """The paper's edits on the embedded models, before and after, on held-out examples."""
     rows: list[dict[str, object]] = []
 
-    def keep(task: str, edited: Edited, seconds: float) -> None:
-        groups = {
-            name: {"n": e.n_examples, "before": e.share_before, "after": e.share_after}
-            for name, e in edited.held_out.items()
-        }
+    def keep(model: LensModel, task: str, edited: Edited, seconds: float) -> None:
         found = edited.edit
         of = found.settings.get("chosen_from", len(found.components))
-        row = {"task": task, "k": found.k, "of": of, "seconds": seconds, "groups": groups}
+        row = {"task": task, "k": found.k, "of": of, "seconds": seconds, "groups": shares(edited.held_out)}
+        if task.startswith("forget"):
+            row |= {"seen": shares(found.effects), "lost": lost_margins(model, edited)}
         rows.append({**row, "method": found.methods[0].name})
         print(row, flush=True)
 
-    def timed(task: str, run: Callable[[], Edited | list[Edited]]) -> None:
+    def timed(model: LensModel, task: str, run: Callable[[], Edited | list[Edited]]) -> None:
         if word not in task:
             return
         begun = time.perf_counter()
         found = run()
+        seconds = time.perf_counter() - begun
         for one in found if isinstance(found, list) else [found]:
-            keep(task, one, time.perf_counter() - begun)
+            keep(model, task, one, seconds)
 
     vit, lm = la.load_model("tiny-vit"), la.load_model("tiny-lm")
-    timed("fix one error", lambda: la.edits.fix_errors(vit, progress=False))
+    timed(vit, "fix one error", lambda: la.edits.fix_errors(vit, progress=False))
     for digit in range(10):
-        timed(f"forget the digit {digit}", lambda digit=digit: la.edits.forget_class(vit, digit, progress=False))
+        timed(vit, f"forget the digit {digit}", lambda digit=digit: la.edits.forget_class(vit, digit, progress=False))
     for relation in facts.RELATIONS:
-        timed(f"forget {relation}", lambda name=relation: la.edits.forget_relation(lm, name, progress=False))
+        timed(lm, f"forget {relation}", lambda name=relation: la.edits.forget_relation(lm, name, progress=False))
     for task, edit, name in (
         ("raise the worst group", la.edits.raise_worst_group, "tiny-vit-spurious"),
         ("remove the backdoor", la.edits.remove_backdoor, "tiny-vit-backdoor"),
         ("withstand printed labels", la.edits.withstand_labels, "tiny-vit-typographic"),
     ):
-        timed(task, lambda edit=edit, name=name: edit(la.load_model(name), progress=False))
+        flawed = la.load_model(name)
+        timed(flawed, task, lambda edit=edit, flawed=flawed: edit(flawed, progress=False))
     return rows
 
 

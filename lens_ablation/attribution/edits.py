@@ -29,8 +29,14 @@ from lens_ablation.zoo.tiny_vit import shifted
 N_MASKS = 32
 """Masks of each attribution, unless said otherwise."""
 
-FITTED_SHARES = (0.02, 0.04, 0.065)
-"""Shares of the components for which forgetting fits constants."""
+DIGIT_SHARES, FACT_SHARES = (0.02, 0.026, 0.04), (0.04, 0.065)
+"""Shares of the components for which forgetting fits constants, to digits and to facts."""
+
+TARGETS_COUNT = 0.2
+"""What all examples that are to be forgotten count in that fit, beside all that are to be spared."""
+
+DESCENT = {"lr": 1.0, "steps": 400, "batch_size": 32}
+"""How these constants are fitted: they end many standard deviations from what the neurons do, so the steps are long."""
 
 ENOUGH = 0.05
 """Share of what is to be forgotten that may be left on validation examples."""
@@ -38,6 +44,9 @@ ENOUGH = 0.05
 MOVED, NOISE = 2, 0.1
 """Moved copies of each image to which constants are fitted, and what is added to their pixels: as tiny-vit was trained,
 since it knows the images themselves by heart."""
+
+FITTED_ON = 0.75
+"""Share of the training prompts to which constants are fitted; the others choose how many."""
 
 OTHER_SKILLS = (tasks.ioi, tasks.greater_than, tasks.pronouns, tasks.agreement)
 """What forgetting a relation is to spare beside the other facts."""
@@ -53,10 +62,12 @@ class Edited:
     Attributes:
         edit: What is ablated, and how it was chosen.
         held_out: Effects on groups of examples that neither the attribution nor the choice has seen.
+        tasks: These examples.
     """
 
     edit: Edit
     held_out: Mapping[str, Effect]
+    tasks: Mapping[str, Task]
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row to a held-out group."""
@@ -107,8 +118,7 @@ def fix_errors(
             progress=progress,
         )
         others = held_out.select(_places(torch.arange(held_out.n_examples) != place))
-        measured = {"error": one.measure(model, task.select(slice(i, i + 1))), "others": one.measure(model, others)}
-        found.append(Edited(edit=one, held_out=measured))
+        found.append(_measured(one, model, {"error": task.select(slice(i, i + 1)), "others": others}))
     return found
 
 
@@ -147,6 +157,7 @@ def forget_class(model: LensModel, digit: int, *, n_masks: int = 2 * N_MASKS, pr
         (wanted["train"].select(slice(40)), others["train"].select(slice(120))),
         (_with_moved_copies(wanted["train"]), _with_moved_copies(others["train"])),
         (wanted["validation"], others["validation"]),
+        DIGIT_SHARES,
         n_masks,
         progress,
     )
@@ -178,26 +189,26 @@ def forget_relation(
         raise unknown_name("relation", relation, facts.RELATIONS, "lens_ablation.data.corpus.facts")
     rest = [other for other in facts.RELATIONS if other != relation]
 
-    def asked(relations: Sequence[str], split: Split, n: int) -> Task:
+    def asked(relations: Sequence[str], split: Split) -> Task:
+        n = facts.n_prompts(split, relations)
         return tasks.facts(model, n, split=split, metric=correct_margin, relations=relations)
 
-    wanted, others = asked([relation], "train", 100), asked(rest, "train", 600)
-    skills = [make(model, 80, split="train", metric=correct_margin) for make in OTHER_SKILLS]
+    wanted, others = asked([relation], "train"), asked(rest, "train")
+    skills = [make(model, 200, split="train", metric=correct_margin) for make in OTHER_SKILLS]
+    fitted, validation = zip(*(_in_two(task, FITTED_ON) for task in (wanted, others, *skills)), strict=True)
     found = _forgotten(
         model,
         (wanted.select(slice(40)), others.select(slice(120))),
-        (wanted.select(slice(75)), joined([others.select(slice(400)), *(task.select(slice(50)) for task in skills)])),
-        (
-            wanted.select(slice(75, None)),
-            joined([others.select(slice(400, None)), *(task.select(slice(50, None)) for task in skills)]),
-        ),
+        (fitted[0], joined(fitted[1:])),
+        (validation[0], joined(validation[1:])),
+        FACT_SHARES,
         n_masks,
         progress,
     )
     groups = {
-        "relation": asked([relation], "held_out", 20),
-        "others": asked(rest, "held_out", 100),
-        "indirect objects": tasks.ioi(model, 100, metric=correct_margin),
+        "relation": asked([relation], "held_out"),
+        "others": asked(rest, "held_out"),
+        "indirect objects": tasks.ioi(model, 200, metric=correct_margin),
     }
     return _measured(found, model, groups)
 
@@ -309,6 +320,7 @@ def _forgotten(
     attributed: tuple[Task, Task],
     fitted: tuple[Task, Task],
     validation: tuple[Task, Task],
+    shares: Sequence[float],
     n_masks: int,
     progress: Progress,
 ) -> Edit:
@@ -319,7 +331,7 @@ def _forgotten(
     wanted, others = attributed
     task = joined([wanted, others])
     weights = attribute(model, task, _components(model), Coar(n_masks=n_masks, ablated_fraction=0.3), progress=progress)
-    numbers = [round(share * len(weights.components)) for share in FITTED_SHARES]
+    numbers = [round(share * len(weights.components)) for share in shares]
     by_zeros = edit(
         weights,
         model,
@@ -331,8 +343,21 @@ def _forgotten(
         progress=progress,
     )
     return fit_edit_constants(
-        by_zeros, model, *fitted, k=numbers, validation=validation, enough=ENOUGH, progress=progress
+        by_zeros,
+        model,
+        *fitted,
+        k=numbers,
+        validation=validation,
+        enough=ENOUGH,
+        weight=TARGETS_COUNT * fitted[1].n_examples / fitted[0].n_examples,
+        progress=progress,
+        **DESCENT,
     )
+
+
+def _in_two(task: Task, share: float) -> tuple[Task, Task]:
+    n = round(share * task.n_examples)
+    return task.select(slice(n)), task.select(slice(n, None))
 
 
 def _with_moved_copies(task: Task) -> Task:
@@ -364,12 +389,13 @@ def _answered(model: LensModel, task: Task) -> Tensor:
 
 
 def _measured(found: Edit, model: LensModel, groups: Mapping[str, Task]) -> Edited:
-    return Edited(edit=found, held_out={name: found.measure(model, task) for name, task in groups.items()})
+    effects = {name: found.measure(model, task) for name, task in groups.items()}
+    return Edited(edit=found, held_out=effects, tasks=groups)
 
 
 def _with_attack(edited: Edited, model: LensModel, attacked: Task) -> Edited:
     effect = edited.edit.measure(model, attacked, judge=attack_success)
-    return replace(edited, held_out={**edited.held_out, "attack": effect})
+    return replace(edited, held_out={**edited.held_out, "attack": effect}, tasks={**edited.tasks, "attack": attacked})
 
 
 def _says_wrong_answer(logits: Tensor, batch: Task) -> Tensor:

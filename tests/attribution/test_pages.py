@@ -71,3 +71,22 @@ def test_forgetting_is_judged_by_what_is_left_and_what_others_lose(script):
         "- Forgotten, at a higher price: the digit 2 (others -3.0 points, 6 of 200).",
         "- Not forgotten: capital (3 of 20 left).",
     ]
+
+
+def test_what_others_lose_is_told_apart_by_what_the_fit_has_seen(script):
+    def one(group: str, fitted: float, chosen: float, judged: float, lost: list[float]) -> dict[str, Any]:
+        def shares(after: float) -> dict[str, float]:
+            return {"n": 100, "before": 1.0, "after": after}
+
+        return {
+            "groups": {group: shares(0.0), "others": shares(judged)},
+            "seen": {"reference": shares(fitted), "validation reference": shares(chosen)},
+            "lost": lost,
+        }
+
+    found = [one("class", 1.0, 0.99, 0.98, [0.1, 0.6]), one("class", 0.98, 0.97, 0.94, [0.2]), {"groups": {}}]
+    assert script["why"]({"edits": found}) == (
+        "- Digits: the others change by -1.0 points on the examples that constants are fitted to (mean of 2 edits), "
+        "-2.0 on those that choose their number, and -4.0 on held-out ones. Of 3 held-out examples that are lost, the "
+        "untouched model had less margin on 2 than on three quarters of their group.\n"
+    )

@@ -61,6 +61,11 @@ def _example(rng: Random, fact: Fact, phrasing: int) -> Example:
     )
 
 
+def n_prompts(split: Split, relations: Collection[str] = RELATIONS) -> int:
+    """How many different prompts a split has."""
+    return sum(fact.relation in relations for fact, _ in _POOLS[split])
+
+
 def examples(
     n: int, *, seed: int = 0, split: Split = "held_out", relations: Collection[str] = RELATIONS
 ) -> list[Example]:
