@@ -36,6 +36,9 @@ READER_KINDS: tuple[Kind, ...] = ("attn_in", "z", "mlp_in", "neuron")
 WRITER_KINDS: tuple[Kind, ...] = ("q", "k", "v", "attn_out", "pre", "pre_linear", "mlp_out")
 """Units that linear maps give: the rows of weights on the side of the output."""
 
+MLP_NEURON_KINDS: tuple[Kind, ...] = ("neuron", "pre_linear")
+"""Units that are neurons of MLPs: what the second projection reads, and the up projection of gated ones."""
+
 _AXES: dict[str, tuple[str, ...]] = {
     "head": ("layer", "head"),
     "z": ("layer", "head", "unit"),

@@ -165,9 +165,7 @@ def probe_agreement(probes: Mapping[str, SkillProbe]) -> pd.DataFrame:
     for (name, first), (other, second) in combinations(probes.items(), 2):
         if first.sites != second.sites:
             raise ValueError(f"{name} and {other} were fitted on different neurons; fit them on one set of sites")
-        signs = [
-            dict(zip(p.probe.places(p.state).tolist(), p.polarities.tolist(), strict=True)) for p in (first, second)
-        ]
+        signs = _signs(first), _signs(second)
         both = signs[0].keys() & signs[1].keys()
         same = sum(signs[0][place] == signs[1][place] for place in both) / len(both) if both else float("nan")
         shared, chance = len(both) / len(signs[0]), len(signs[1]) / len(first.sites)
