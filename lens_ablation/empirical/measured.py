@@ -108,13 +108,6 @@ class EmpiricalGradient(GradientEstimator):
         return question.task.n_examples * len(question.sites) * len(self.shifts)
 
     def parts(self, question: Question, advance: Advance) -> Iterator[tuple[slice, Slopes]]:
-        found = self.measure(question, advance)
-        yield slice(0, question.task.n_examples), found[0]
-
-    def measure(
-        self, question: Question, advance: Advance
-    ) -> tuple[Slopes, Float[Tensor, "example candidate neuron shift"]]:
-        """Slopes, and the probabilities under every shift."""
         n_examples, n_candidates, n_neurons = question.shape
         question.require_room(torch.float32, len(self.shifts))
         if self.in_deviations and n_examples < 2:
@@ -132,7 +125,10 @@ class EmpiricalGradient(GradientEstimator):
             outputs = torch.where(still, baseline[:, :, None, None], outputs)
         shifts = torch.from_numpy(self.shifts)
         values = (slope(shifts, outputs, baseline) / scales.where(scales > 0, torch.inf)).to(baseline)
-        return Slopes(values=values, activations=activations, probabilities=baseline), outputs
+        yield (
+            slice(0, n_examples),
+            Slopes(values=values, activations=activations, probabilities=baseline, outputs=outputs),
+        )
 
 
 def _clean(question: Question) -> tuple[Float[Tensor, "example neuron"], Float[Tensor, "example candidate"]]:
