@@ -20,7 +20,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 import lens_ablation as la
-from lens_ablation.attribution.coar import pearson
 from lens_ablation.attribution.edits import Edited
 from lens_ablation.attribution.outputs import Setting, mask_outputs
 from lens_ablation.attribution.strategy import Attributor
@@ -33,6 +32,7 @@ from lens_ablation.engine.proof import path_of
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import SiteSet
+from lens_ablation.studies.correlations import pearson
 
 MEASURED = Path(__file__).parent / "attribution.json"
 N_EXAMPLES = 24
@@ -247,7 +247,7 @@ def measure_variants(word: str = "") -> list[dict[str, object]]:
                 for name, weights in tried_ways(setup, sites, n, seed).items():
                     for f, removed in fresh.items():
                         expected = -torch.from_numpy(removed).float() @ weights.float().T
-                        r = float(pearson(expected, outputs[f]).nanmean())
+                        r = float(pearson(expected, outputs[f], dim=0).nanmean())
                         row = {"setup": setup.name, "kind": kind, "seed": seed, "fraction": f}
                         rows.append({**row, "masks": n, "way": name, "correlation": r})
                 print(setup.name, kind, n, rows[-1], flush=True)

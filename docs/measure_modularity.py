@@ -20,7 +20,7 @@ import lens_ablation as la
 from lens_ablation.data.task import joined
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.importance import ImportanceKind
-from lens_ablation.optimal.agreement import pearson
+from lens_ablation.studies.correlations import pearson
 
 MEASURED = Path(__file__).parent / "modularity.json"
 DOMAINS = ("prose", "code", "arithmetic")
@@ -142,7 +142,7 @@ def measure_cross() -> list[Row]:
                 sets = la.selective_neurons(drawn, scored, fraction=FRACTION, kind=kind, progress=False)
                 control = la.overlap(sets)
                 apart = ~np.eye(len(sets), dtype=bool)
-                alike = pearson(control.overlap[apart], found.overlap.overlap[apart])
+                alike = float(pearson(*(torch.from_numpy(of.overlap[apart]) for of in (control, found.overlap))))
                 row["fresh"].append(overlap_row(control) | {"alike": None if np.isnan(alike) else round(alike, 3)})
             rows.append(row)
             print(name, kind, rank, p, row["trained"], row["fresh"], flush=True)

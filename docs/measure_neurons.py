@@ -18,10 +18,11 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 
 import lens_ablation as la
 from lens_ablation.data.task import Task
-from lens_ablation.empirical.curves import ShiftCurves, pearson, slope
+from lens_ablation.empirical.curves import ShiftCurves, slope
 from lens_ablation.empirical.question import family_neurons
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import SiteSet
+from lens_ablation.studies.correlations import pearson
 
 MEASURED = Path(__file__).parent / "neurons.json"
 N_EXAMPLES = 50
@@ -111,7 +112,7 @@ def about(case: Case, found: la.NeuronGradients, estimate: la.NeuronGradients) -
         "zeros": float((found.activations == 0).double().mean()),
         "negative": float((found.activations < 0).double().mean()),
         "saturated": float(found.saturated.double().mean()),
-        "r_with_zeros": float(pearson(found.signed.values.flatten(), estimate.signed.values.flatten())),
+        "r_with_zeros": float(pearson(*(one.signed.values.flatten() for one in (found, estimate)), constant=0.0)),
     }
 
 
@@ -162,7 +163,7 @@ def agreement(curves: ShiftCurves, estimate: la.NeuronGradients, *, in_deviation
         "r_saturated": moved & saturated,
     }
     return {
-        name: float(pearson(values[rows], estimate.values[rows])) if int(rows.sum()) > 1 else None
+        name: float(pearson(values[rows], estimate.values[rows], constant=0.0)) if int(rows.sum()) > 1 else None
         for name, rows in groups.items()
     }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lens_ablation.empirical.gradients import Shift, is_saturated, sign_of
 from lens_ablation.sites import SiteSet
+from lens_ablation.studies.correlations import pearson
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -70,7 +71,7 @@ class ShiftCurves:
     @property
     def linearity(self) -> Float[Tensor, "example candidate neuron"]:
         """Pearson correlation of shift and change; 0 where nothing changed."""
-        return pearson(self.shifts.double().expand(self.outputs.shape), self.changes)
+        return pearson(self.shifts.expand(self.outputs.shape), self.changes, constant=0.0)
 
     @property
     def polarity(self) -> Int[Tensor, "example candidate neuron"]:
@@ -193,14 +194,6 @@ def slope(
     """``sum(x y) / sum(x^2)`` of shifts and changes, in float64."""
     x = shifts.double()
     return ((outputs.double() - baseline.double()[:, :, None, None]) @ x) / (x @ x)
-
-
-def pearson(x: Float[Tensor, "... n"], y: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
-    """Pearson correlation along the last axis, in float64; 0 where one of both does not vary."""
-    x, y = x.double(), y.double()
-    x, y = x - x.mean(dim=-1, keepdim=True), y - y.mean(dim=-1, keepdim=True)
-    size = ((x * x).sum(dim=-1) * (y * y).sum(dim=-1)).sqrt()
-    return torch.where(size > 0, (x * y).sum(dim=-1) / size.where(size > 0, 1.0), 0.0)
 
 
 def _share(found: Bool[Tensor, "..."], among: Bool[Tensor, "..."]) -> float:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lens_ablation.ablation import Firings, removal_masks, replacing_hooks, rows_of_task
 from lens_ablation.data.task import Task
-from lens_ablation.empirical.curves import pearson
 from lens_ablation.empirical.gradients import NeuronGradients, Shift
 from lens_ablation.empirical.question import Question
 from lens_ablation.empirical.shift import Shifted
@@ -22,6 +21,7 @@ from lens_ablation.files import read_folder, reading, require_shape, write_folde
 from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress, progress_bar
+from lens_ablation.studies.correlations import pearson
 from lens_ablation.studies.intervals import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class GroupEffects:
     @property
     def correlations(self) -> Float[Tensor, "size example"]:
         """Pearson correlation over groups of prediction and effect on the first candidate, of each example."""
-        return pearson(self.predicted[..., 0].transpose(1, 2), self.measured[..., 0].transpose(1, 2))
+        return pearson(self.predicted[..., 0], self.measured[..., 0], dim=1, constant=0.0)
 
     @property
     def correlation(self) -> Float[Tensor, " size"]:

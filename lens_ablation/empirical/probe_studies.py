@@ -16,7 +16,7 @@ from lens_ablation.empirical.log_prob_probe import LogProbProbe
 from lens_ablation.empirical.probe import Probe
 from lens_ablation.empirical.probes import SeenGradients, SkillProbe, fit_skill_probe, require_labels
 from lens_ablation.empirical.sign_probes import MagnitudeProbe, PolarityProbe
-from lens_ablation.optimal.agreement import spearman
+from lens_ablation.studies.correlations import spearman
 from lens_ablation.studies.intervals import Interval, bootstrap_interval
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from lens_ablation import sites as sites_module
 from lens_ablation.data.metrics import loss
 from lens_ablation.empirical import gradients as gradients_module
 from lens_ablation.empirical import question as question_module
-from lens_ablation.empirical.curves import ShiftCurves, pearson, slope
+from lens_ablation.empirical.curves import ShiftCurves, slope
 from lens_ablation.empirical.gradients import NeuronGradients
 from lens_ablation.empirical.question import family_neurons
 from lens_ablation.errors import DamagedFile, UnsupportedModel
+from lens_ablation.studies.correlations import pearson
 from tests.empirical.by_hand import a_task, neurons_of, probabilities, read_of, shifted
 from tests.families import D_MLP, D_VOCAB, FAMILIES, N_LAYERS, Family, build
 
