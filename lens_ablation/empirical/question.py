@@ -20,18 +20,11 @@ from lens_ablation.engine.options import Engine
 from lens_ablation.engine.size import free_bytes, rows_in_pass
 from lens_ablation.engine.variants import in_dtype
 from lens_ablation.errors import HookHadNoEffect
+from lens_ablation.models.anatomy import is_gated
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import FwdHook, LensModel, input_device, require_evaluation_mode
-from lens_ablation.sites import (
-    MLP_NEURON_KINDS,
-    HookPoint,
-    Site,
-    SiteSet,
-    as_site_set,
-    check_sites_exist,
-    is_gated,
-    neurons,
-)
+from lens_ablation.selectors import neurons
+from lens_ablation.sites import MLP_NEURON_KINDS, HookPoint, Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.settings import study_settings
 
 

@@ -75,6 +75,11 @@ class Anatomy:
         return range(head // size * size, head // size * size + size)
 
 
+def is_gated(model: LensModel) -> bool:
+    """Whether the MLPs multiply an up projection by a gate, as those of Llama do."""
+    return ACTIVATIONS["pre_linear"].format(0) in model.hook_dict
+
+
 _measured: WeakKeyDictionary[Any, Anatomy] = WeakKeyDictionary()
 
 

@@ -25,7 +25,8 @@ from lens_ablation.modularity.overlap import Overlap, member_flags, overlap
 from lens_ablation.modularity.prune import require_separate
 from lens_ablation.modularity.use import neuron_use, require_neurons
 from lens_ablation.progress import Progress, progress_bar
-from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist, neurons
+from lens_ablation.selectors import neurons
+from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.correlations import spearman
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.settings import method_settings, study_settings

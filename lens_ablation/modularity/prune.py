@@ -32,7 +32,8 @@ from lens_ablation.modularity.overlap import member_flags
 from lens_ablation.modularity.pruned import MATCHED, RANDOM, SELECTED, SelectivePruning
 from lens_ablation.modularity.use import neuron_use, require_neurons
 from lens_ablation.progress import Progress, progress_bar
-from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist, neurons
+from lens_ablation.selectors import neurons
+from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.settings import method_settings, study_settings
 
 _FILE_KIND = "selected-neurons"

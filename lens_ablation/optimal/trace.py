@@ -34,7 +34,8 @@ from lens_ablation.optimal.restoration import (
 )
 from lens_ablation.optimal.vectors import fit_vectors, in_place_of_subject
 from lens_ablation.progress import Progress, progress_bar
-from lens_ablation.sites import HookPoint, SiteSet, attentions, heads, mlps
+from lens_ablation.selectors import attentions, heads, mlps
+from lens_ablation.sites import HookPoint, SiteSet
 from lens_ablation.studies.intervals import Interval
 from lens_ablation.studies.settings import study_settings
 
