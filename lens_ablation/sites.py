@@ -258,6 +258,27 @@ class SiteSet:
             raise UnknownSite(f"places must lie in 0..{len(self) - 1}, got {places.min()}..{places.max()}")
         return SiteSet(self.kind, self.addresses[places], self.shape)
 
+    def places(self, sites: "Site | SiteSet") -> np.ndarray:
+        """Where in this set those sites stand, ``[site]``, in their order; ``take`` gives them back.
+
+        Raises:
+            UnknownSite: a site is not in the set.
+            ValueError: they are of another kind.
+
+        Example:
+            >>> import lens_ablation as la
+            >>> heads = la.heads(la.load_model("tiny-lm"))
+            >>> heads.places(heads[1, 2] | heads[0, 3]).tolist()
+            [10, 3]
+        """
+        other = self._same_kind(sites)
+        missing = other - self
+        if len(missing):
+            raise UnknownSite(f"this set of {len(self)} {self.kind} sites does not hold {missing}; give parts of it")
+        own, wanted = self._numbered(other)
+        order = np.argsort(own, kind="stable")
+        return order[np.searchsorted(own, wanted, sorter=order)]
+
     def sample(self, fraction: float, seed: int) -> "SiteSet":
         """A random part of ``int(fraction * len)`` sites, in the set's order; the same for the same seed.
 
@@ -283,9 +304,13 @@ class SiteSet:
         return (self.addresses == np.asarray(address)).all(axis=1)
 
     def _in(self, other: "SiteSet") -> np.ndarray:
+        return np.isin(*self._numbered(other))
+
+    def _numbered(self, other: "SiteSet") -> tuple[np.ndarray, np.ndarray]:
+        """The sites of both sets as numbers, one to an address."""
         shape = tuple(max(a, b) for a, b in zip(self.shape, other.shape, strict=True))
-        own, others = (np.ravel_multi_index(tuple(s.addresses.T), shape) for s in (self, other))
-        return np.isin(own, others)
+        own, others = (np.asarray(np.ravel_multi_index(tuple(s.addresses.T), shape)) for s in (self, other))
+        return own, others
 
     def _on_axis(self, axis: int, wanted: int | slice) -> np.ndarray:
         size, along = self.shape[axis], self.addresses[:, axis]

@@ -75,11 +75,6 @@ class Anatomy:
         return range(head // size * size, head // size * size + size)
 
 
-def is_gated(model: LensModel) -> bool:
-    """Whether the MLPs multiply an up projection by a gate, as those of Llama do."""
-    return ACTIVATIONS["pre_linear"].format(0) in model.hook_dict
-
-
 _measured: WeakKeyDictionary[Any, Anatomy] = WeakKeyDictionary()
 
 
@@ -95,6 +90,11 @@ def anatomy(model: LensModel) -> Anatomy:
         require_lens_model(model)
         found = _measured[model] = _measure(model)
     return found
+
+
+def is_gated(model: LensModel) -> bool:
+    """Whether the MLPs multiply an up projection by a gate, as those of Llama do."""
+    return ACTIVATIONS["pre_linear"].format(0) in model.hook_dict
 
 
 def _known(model: object) -> Anatomy | None:

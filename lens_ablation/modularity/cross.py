@@ -21,7 +21,7 @@ from lens_ablation.methods.method import Method
 from lens_ablation.methods.zero import Zero
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.importance import EPSILONS, ImportanceKind, importance
-from lens_ablation.modularity.overlap import Overlap, member_flags, overlap
+from lens_ablation.modularity.overlap import Overlap, overlap
 from lens_ablation.modularity.prune import require_separate
 from lens_ablation.modularity.use import neuron_use, require_neurons
 from lens_ablation.progress import Progress, progress_bar
@@ -306,7 +306,9 @@ def cross_pruning(
         progress=False,
     )
     chosen = require_neurons(check_sites_exist(neurons(model) if sites is None else as_site_set(sites), model))
-    flags = np.stack([member_flags(chosen, one) for one in sets.values()])
+    flags = np.zeros((len(sets), len(chosen)), dtype=bool)
+    for row, one in zip(flags, sets.values(), strict=True):
+        row[chosen.places(one)] = True
     total = len(tasks) * sum(task.n_examples for task in asked.values())
     with progress_bar(progress, total, "cross-pruning", "row") as advance:
         scores = {
