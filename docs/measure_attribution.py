@@ -7,7 +7,6 @@ replacements and fractions, one seed, 12 minutes), ``variants`` (ways of averagi
 keeps the others.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import lens_ablation as la
+from docs.measured import measure
 from lens_ablation.attribution.edits import Edited
 from lens_ablation.attribution.outputs import Setting, mask_outputs
 from lens_ablation.attribution.strategy import Attributor
@@ -306,22 +306,8 @@ LABELS = {"components": "case", "edits": "task"}
 
 def main(parts: list[str]) -> None:
     """Measure these parts, and keep what was measured of the others."""
-    measured = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
-    for asked in parts or list(PARTS):
-        part, _, word = asked.partition("=")
-        rows = PARTS[part](word)
-        if word:
-            label = LABELS[part]
-            new = {row[label] for row in rows}
-            rows = [row for row in measured[part] if row[label] not in new] + rows
-        measured[part] = rows
-        measured["settings"] = {
-            "examples": N_EXAMPLES,
-            "seeds": SEEDS,
-            "fresh_masks": FRESH,
-            "torch": torch.__version__,
-        }
-        MEASURED.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    settings = {"examples": N_EXAMPLES, "seeds": SEEDS, "fresh_masks": FRESH}
+    measure(MEASURED, PARTS, parts, settings, labels=LABELS, indent=1)
 
 
 if __name__ == "__main__":

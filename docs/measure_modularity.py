@@ -5,7 +5,6 @@ and ``digits`` (forgetting by every score), ``cross`` (cross-pruning, trained an
 (enrichment, routing). All take some five minutes on one core.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 import lens_ablation as la
+from docs.measured import measure
 from lens_ablation.data.task import joined
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.importance import ImportanceKind
@@ -220,21 +220,8 @@ PARTS: dict[str, Callable[[], object]] = {
 
 def main(parts: list[str]) -> None:
     """Measure these parts, and keep what was measured of the others."""
-    measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
-    for name in parts or list(PARTS):
-        begun = time.perf_counter()
-        measured[name] = PARTS[name]()
-        minutes = {**measured.get("settings", {}).get("minutes", {}), name: (time.perf_counter() - begun) / 60}
-        measured["settings"] = {
-            "fraction": FRACTION,
-            "seeds": N_SEEDS,
-            "experts": N_EXPERTS,
-            "steps": STEPS,
-            "n_random": N_RANDOM,
-            "torch": torch.__version__,
-            "minutes": minutes,
-        }
-        MEASURED.write_text(json.dumps(measured, separators=(",", ": ")) + "\n", encoding="utf-8")
+    settings = {"fraction": FRACTION, "seeds": N_SEEDS, "experts": N_EXPERTS, "steps": STEPS, "n_random": N_RANDOM}
+    measure(MEASURED, PARTS, parts, settings)
 
 
 if __name__ == "__main__":
