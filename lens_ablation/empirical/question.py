@@ -17,8 +17,8 @@ from lens_ablation.data.metrics import answer_logits
 from lens_ablation.data.task import IGNORED, Task
 from lens_ablation.engine.gates import frozen_weights
 from lens_ablation.engine.options import Engine
+from lens_ablation.engine.parts_job import in_dtype
 from lens_ablation.engine.size import free_bytes, rows_in_pass
-from lens_ablation.engine.variants import in_dtype
 from lens_ablation.errors import HookHadNoEffect
 from lens_ablation.models.anatomy import is_gated
 from lens_ablation.models.forward import forward
