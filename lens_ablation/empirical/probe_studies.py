@@ -192,6 +192,15 @@ def probes_of_parts(
 
     Raises:
         ValueError: a part would lack a label.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-lm")
+        >>> asked = la.skills.comparison(model, n=80, split="train", wordings="new")
+        >>> found = la.neuron_gradients(model, asked.task, candidates=asked.candidates, progress=False)
+        >>> parts = la.probes_of_parts(found, asked.labels, la.PolarityProbe(k=32), n_parts=3)
+        >>> list(parts), len(parts["part 1"].neurons)
+        (['part 1', 'part 2', 'part 3'], 32)
     """
     require_labels(gradients, labels)
     fewest = int(labels.bincount(minlength=gradients.values.shape[1]).min())

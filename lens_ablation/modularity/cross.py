@@ -206,6 +206,10 @@ def selective_neurons(
     Raises:
         ValueError: there are fewer than two tasks, or arguments do not fit together.
 
+    Reference:
+        Pochinkov et al., *Modularity in Transformers: Investigating Neuron Separability & Specialization*, 2024,
+        arXiv:2408.17324; scores and selection of Pochinkov, Schoots, 2024, arXiv:2403.01267
+
     Example:
         >>> import lens_ablation as la
         >>> model = la.load_model("tiny-lm")
