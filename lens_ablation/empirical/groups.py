@@ -149,7 +149,7 @@ def group_effects(
         ValueError: the gradients are of other examples or neurons, or sizes do not fit.
 
     Reference:
-        Zhao, Jiang, Yoshinaga, *Neuron Empirical Gradient*, 2025, arXiv:2412.18053, where up to 4,096 neurons are
+        Zhao, Jiang, Yoshinaga, *Neuron Empirical Gradient*, 2025, arXiv:2412.18053, where 4,096 neurons are
         shifted together; amounts and directions here are our own.
 
     Example:
