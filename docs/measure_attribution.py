@@ -7,7 +7,6 @@ replacements and fractions, one seed, 12 minutes), ``variants`` (ways of averagi
 keeps the others.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import lens_ablation as la
-from lens_ablation.attribution.coar import pearson
+from docs.measured import measure
 from lens_ablation.attribution.editing import Effect
 from lens_ablation.attribution.edits import Edited
 from lens_ablation.attribution.outputs import Setting, mask_outputs
@@ -35,6 +34,7 @@ from lens_ablation.engine.proof import path_of
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import SiteSet
+from lens_ablation.studies.correlations import pearson
 
 MEASURED = Path(__file__).parent / "attribution.json"
 N_EXAMPLES = 24
@@ -249,7 +249,7 @@ def measure_variants(word: str = "") -> list[dict[str, object]]:
                 for name, weights in tried_ways(setup, sites, n, seed).items():
                     for f, removed in fresh.items():
                         expected = -torch.from_numpy(removed).float() @ weights.float().T
-                        r = float(pearson(expected, outputs[f]).nanmean())
+                        r = float(pearson(expected, outputs[f], dim=0).nanmean())
                         row = {"setup": setup.name, "kind": kind, "seed": seed, "fraction": f}
                         rows.append({**row, "masks": n, "way": name, "correlation": r})
                 print(setup.name, kind, n, rows[-1], flush=True)
@@ -333,22 +333,8 @@ LABELS = {"components": "case", "edits": "task"}
 
 def main(parts: list[str]) -> None:
     """Measure these parts, and keep what was measured of the others."""
-    measured = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
-    for asked in parts or list(PARTS):
-        part, _, word = asked.partition("=")
-        rows = PARTS[part](word)
-        if word:
-            label = LABELS[part]
-            new = {row[label] for row in rows}
-            rows = [row for row in measured[part] if row[label] not in new] + rows
-        measured[part] = rows
-        measured["settings"] = {
-            "examples": N_EXAMPLES,
-            "seeds": SEEDS,
-            "fresh_masks": FRESH,
-            "torch": torch.__version__,
-        }
-        MEASURED.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    settings = {"examples": N_EXAMPLES, "seeds": SEEDS, "fresh_masks": FRESH}
+    measure(MEASURED, PARTS, parts, settings, labels=LABELS, indent=1)
 
 
 if __name__ == "__main__":

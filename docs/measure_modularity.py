@@ -5,7 +5,6 @@ and ``digits`` (forgetting by every score), ``cross`` (cross-pruning, trained an
 (enrichment, routing). All take some five minutes on one core.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +16,11 @@ import numpy as np
 import torch
 
 import lens_ablation as la
+from docs.measured import measure
 from lens_ablation.data.task import joined
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.importance import ImportanceKind
-from lens_ablation.optimal.agreement import pearson
+from lens_ablation.studies.correlations import pearson
 
 MEASURED = Path(__file__).parent / "modularity.json"
 DOMAINS = ("prose", "code", "arithmetic")
@@ -142,7 +142,7 @@ def measure_cross() -> list[Row]:
                 sets = la.selective_neurons(drawn, scored, fraction=FRACTION, kind=kind, progress=False)
                 control = la.overlap(sets)
                 apart = ~np.eye(len(sets), dtype=bool)
-                alike = pearson(control.overlap[apart], found.overlap.overlap[apart])
+                alike = float(pearson(*(torch.from_numpy(of.overlap[apart]) for of in (control, found.overlap))))
                 row["fresh"].append(overlap_row(control) | {"alike": None if np.isnan(alike) else round(alike, 3)})
             rows.append(row)
             print(name, kind, rank, p, row["trained"], row["fresh"], flush=True)
@@ -220,21 +220,8 @@ PARTS: dict[str, Callable[[], object]] = {
 
 def main(parts: list[str]) -> None:
     """Measure these parts, and keep what was measured of the others."""
-    measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
-    for name in parts or list(PARTS):
-        begun = time.perf_counter()
-        measured[name] = PARTS[name]()
-        minutes = {**measured.get("settings", {}).get("minutes", {}), name: (time.perf_counter() - begun) / 60}
-        measured["settings"] = {
-            "fraction": FRACTION,
-            "seeds": N_SEEDS,
-            "experts": N_EXPERTS,
-            "steps": STEPS,
-            "n_random": N_RANDOM,
-            "torch": torch.__version__,
-            "minutes": minutes,
-        }
-        MEASURED.write_text(json.dumps(measured, separators=(",", ": ")) + "\n", encoding="utf-8")
+    settings = {"fraction": FRACTION, "seeds": N_SEEDS, "experts": N_EXPERTS, "steps": STEPS, "n_random": N_RANDOM}
+    measure(MEASURED, PARTS, parts, settings)
 
 
 if __name__ == "__main__":

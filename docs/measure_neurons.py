@@ -5,9 +5,7 @@ table of estimators), ``ranges`` (agreement and linearity over growing shifts), 
 take some five minutes on two cores.
 """
 
-import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,13 @@ import transformers
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 import lens_ablation as la
+from docs.measured import measure
 from lens_ablation.data.task import Task
-from lens_ablation.empirical.curves import ShiftCurves, pearson, slope
+from lens_ablation.empirical.curves import ShiftCurves, slope
 from lens_ablation.empirical.question import family_neurons
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import SiteSet
+from lens_ablation.studies.correlations import pearson
 
 MEASURED = Path(__file__).parent / "neurons.json"
 N_EXAMPLES = 50
@@ -111,7 +111,7 @@ def about(case: Case, found: la.NeuronGradients, estimate: la.NeuronGradients) -
         "zeros": float((found.activations == 0).double().mean()),
         "negative": float((found.activations < 0).double().mean()),
         "saturated": float(found.saturated.double().mean()),
-        "r_with_zeros": float(pearson(found.signed.values.flatten(), estimate.signed.values.flatten())),
+        "r_with_zeros": float(pearson(*(one.signed.values.flatten() for one in (found, estimate)), constant=0.0)),
     }
 
 
@@ -162,7 +162,7 @@ def agreement(curves: ShiftCurves, estimate: la.NeuronGradients, *, in_deviation
         "r_saturated": moved & saturated,
     }
     return {
-        name: float(pearson(values[rows], estimate.values[rows])) if int(rows.sum()) > 1 else None
+        name: float(pearson(values[rows], estimate.values[rows], constant=0.0)) if int(rows.sum()) > 1 else None
         for name, rows in groups.items()
     }
 
@@ -194,17 +194,8 @@ PARTS = {"estimators": measure_estimators, "ranges": measure_ranges, "groups": m
 
 def main(parts: list[str]) -> None:
     """Measure these parts, and keep what was measured of the others."""
-    measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
-    for part in parts or list(PARTS):
-        begun = time.perf_counter()
-        measured[part] = rounded(PARTS[part]())
-        measured["settings"] = {
-            "examples": N_EXAMPLES,
-            "shifts": LARGE,
-            "torch": torch.__version__,
-            "minutes": {**measured.get("settings", {}).get("minutes", {}), part: (time.perf_counter() - begun) / 60},
-        }
-        MEASURED.write_text(json.dumps(measured, indent=None, separators=(",", ": ")) + "\n", encoding="utf-8")
+    makers = {part: lambda make=make: rounded(make()) for part, make in PARTS.items()}
+    measure(MEASURED, makers, parts, {"examples": N_EXAMPLES, "shifts": LARGE})
 
 
 def rounded(value: object) -> object:

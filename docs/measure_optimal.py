@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import lens_ablation as la
+from docs.measured import measure
 from lens_ablation.data.task import Task
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
@@ -300,16 +301,7 @@ PARTS = {"compare": measure_compare, "trace": measure_trace, "lenses": measure_l
 
 def main(parts: list[str]) -> None:
     """Measure these parts, and keep what was measured of the others."""
-    measured = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
-    for part in parts or list(PARTS):
-        begun = time.perf_counter()
-        measured[part] = PARTS[part]()
-        measured["settings"] = {
-            "facts": N_FACTS,
-            "torch": torch.__version__,
-            "minutes": {**measured.get("settings", {}).get("minutes", {}), part: (time.perf_counter() - begun) / 60},
-        }
-        MEASURED.write_text(json.dumps(measured, indent=None, separators=(",", ": ")) + "\n", encoding="utf-8")
+    measure(MEASURED, PARTS, parts, {"facts": N_FACTS})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ probe on every skill), ``curves`` (by number of neurons), ``robustness`` (other 
 ``shifts`` (found neurons enhanced and suppressed). All take some five minutes on one core.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 import lens_ablation as la
+from docs.measured import measure
 from lens_ablation.empirical.gradients import NeuronGradients
 from lens_ablation.empirical.probe import Probe
 
@@ -261,18 +261,7 @@ PARTS: dict[str, Callable[[], object]] = {
 
 def main(parts: list[str]) -> None:
     """Measure these parts, and keep what was measured of the others."""
-    measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
-    for name in parts or list(PARTS):
-        begun = time.perf_counter()
-        measured[name] = PARTS[name]()
-        measured["settings"] = {
-            "k": K,
-            "n_random": N_RANDOM,
-            "divisions": N_DIVISIONS,
-            "torch": torch.__version__,
-            "minutes": {**measured.get("settings", {}).get("minutes", {}), name: (time.perf_counter() - begun) / 60},
-        }
-        MEASURED.write_text(json.dumps(measured, separators=(",", ": ")) + "\n", encoding="utf-8")
+    measure(MEASURED, PARTS, parts, {"k": K, "n_random": N_RANDOM, "divisions": N_DIVISIONS})
 
 
 if __name__ == "__main__":

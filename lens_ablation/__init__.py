@@ -122,16 +122,16 @@ if TYPE_CHECKING:
     from lens_ablation.optimal.lens_strategies import TunedLens as TunedLens
     from lens_ablation.optimal.trace import TraceResult as TraceResult
     from lens_ablation.optimal.trace import trace as trace
+    from lens_ablation.selectors import attention_neurons as attention_neurons
+    from lens_ablation.selectors import attentions as attentions
+    from lens_ablation.selectors import heads as heads
+    from lens_ablation.selectors import mlps as mlps
+    from lens_ablation.selectors import neurons as neurons
+    from lens_ablation.selectors import patterns as patterns
+    from lens_ablation.selectors import reader_rows as reader_rows
+    from lens_ablation.selectors import writer_rows as writer_rows
     from lens_ablation.sites import Site as Site
     from lens_ablation.sites import SiteSet as SiteSet
-    from lens_ablation.sites import attention_neurons as attention_neurons
-    from lens_ablation.sites import attentions as attentions
-    from lens_ablation.sites import heads as heads
-    from lens_ablation.sites import mlps as mlps
-    from lens_ablation.sites import neurons as neurons
-    from lens_ablation.sites import patterns as patterns
-    from lens_ablation.sites import reader_rows as reader_rows
-    from lens_ablation.sites import writer_rows as writer_rows
     from lens_ablation.statistics.activation_statistics import ActivationStatistics as ActivationStatistics
     from lens_ablation.statistics.collect import collect_statistics as collect_statistics
     from lens_ablation.studies.pruning import PruningCurve as PruningCurve
@@ -225,19 +225,19 @@ _WHERE = {
     "Task": "lens_ablation.data.task",
     "Zero": "lens_ablation.methods.zero",
     "ablate": "lens_ablation.ablation",
-    "attention_neurons": "lens_ablation.sites",
-    "attentions": "lens_ablation.sites",
+    "attention_neurons": "lens_ablation.selectors",
+    "attentions": "lens_ablation.selectors",
     "check_sites": "lens_ablation.models.checks",
     "cite": "lens_ablation.citations",
     "collect_statistics": "lens_ablation.statistics.collect",
-    "heads": "lens_ablation.sites",
+    "heads": "lens_ablation.selectors",
     "hooks": "lens_ablation.ablation",
     "load_model": "lens_ablation.models.loading",
-    "mlps": "lens_ablation.sites",
-    "neurons": "lens_ablation.sites",
-    "patterns": "lens_ablation.sites",
-    "reader_rows": "lens_ablation.sites",
-    "writer_rows": "lens_ablation.sites",
+    "mlps": "lens_ablation.selectors",
+    "neurons": "lens_ablation.selectors",
+    "patterns": "lens_ablation.selectors",
+    "reader_rows": "lens_ablation.selectors",
+    "writer_rows": "lens_ablation.selectors",
     "estimate": "lens_ablation.engine.estimate",
     "pruning_curve": "lens_ablation.studies.pruning",
     "random_inputs": "lens_ablation.data.random_inputs",

@@ -74,6 +74,8 @@ def test_set_algebra_is_that_of_python_sets(left, right):
     assert set(a - b) == set(a) - set(b)
     assert set(a & b) == set(a) & set(b)
     assert list(a | b)[: len(a)] == list(a)
+    assert a.places(a & b).tolist() == [left.index(place) for place in left if place in right]
+    assert (b | a).take((b | a).places(a)) == a
 
 
 def test_sites_join_to_sets(heads):
@@ -81,6 +83,15 @@ def test_sites_join_to_sets(heads):
     assert [str(site) for site in joined] == ["L0H1", "L2H3"]
     assert heads[0, 1] in joined
     assert heads[1, 1] not in joined
+
+
+def test_places_are_those_of_sites_in_the_set_and_of_no_others(heads):
+    part = heads[2] | heads[0]
+    assert part.places(heads[0, 1] | heads[2, 3]).tolist() == [5, 3]
+    assert part.places(heads[2, 0]).tolist() == [0]
+    assert part.places(heads.take([])).tolist() == []
+    with pytest.raises(UnknownSite, match=r"set of 8 head sites does not hold SiteSet\(1 head sites: L1H2\)"):
+        part.places(heads[0, 0] | heads[1, 2])
 
 
 def test_kinds_do_not_mix(model, heads):

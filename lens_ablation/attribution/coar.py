@@ -17,6 +17,7 @@ from lens_ablation.attribution.strategy import Attributor, finished, require_slo
 from lens_ablation.components import Sampling, draw_removals
 from lens_ablation.errors import BadActivation
 from lens_ablation.methods.method import SHAH_2024
+from lens_ablation.studies.correlations import pearson
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Coar(Attributor):
             fit = fit_ridge(outputs.removed, outputs.values)
         # of large fits some masks only
         left_out = torch.isfinite(fit.held_out).all(dim=1)
-        correlation = pearson(fit.held_out[left_out], outputs.values[left_out])
+        correlation = pearson(fit.held_out[left_out], outputs.values[left_out], dim=0).float()
         correlation[constant] = float("nan")
         return finished(
             self,
@@ -198,13 +199,6 @@ def _least_squares_slope(
     square = (a**2).sum(dim=0)
     slope = (a * b).sum(dim=0) / square.clamp(min=1e-20)
     return slope.clamp(min=0).where(square > 1e-20, torch.ones(()))
-
-
-def pearson(x: Float[Tensor, "mask example"], y: Float[Tensor, "mask example"]) -> Float[Tensor, " example"]:
-    """Pearson correlation over masks of each example; NaN where one of them does not vary."""
-    a, b = (v.double() - v.double().mean(dim=0) for v in (x, y))
-    scale = a.norm(dim=0) * b.norm(dim=0)
-    return ((a * b).sum(dim=0) / scale).where(scale > 0, torch.tensor(float("nan"), dtype=torch.float64)).float()
 
 
 def _require_finite(values: Float[Tensor, "mask example"]) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from lens_ablation.ablation import Positions
 from lens_ablation.attribution.attribute import methods_of
 from lens_ablation.attribution.attribution import Attribution
-from lens_ablation.attribution.coar import pearson
 from lens_ablation.attribution.outputs import Setting, mask_outputs
 from lens_ablation.components import Sampling, draw_removals
 from lens_ablation.data.task import Task
@@ -22,6 +21,7 @@ from lens_ablation.files import read_folder, reading, require_shape, write_folde
 from lens_ablation.methods.method import Method
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress, progress_bar
+from lens_ablation.studies.correlations import pearson
 from lens_ablation.studies.intervals import Interval, bootstrap_interval
 from lens_ablation.studies.settings import method_settings
 
@@ -187,7 +187,7 @@ def counterfactual_correlation(
             part = replace(setting, engine=setting.engine.part(f"fraction-{fraction:g}"))
             found = mask_outputs(part, removed, 0, advance).values
             for a, attribution in enumerate(compared.values()):
-                values[a, f] = pearson(attribution.predict(removed), found)
+                values[a, f] = pearson(attribution.predict(removed), found, dim=0)
     return CounterfactualCorrelation(
         values=values,
         attributions=tuple(compared),

@@ -23,7 +23,8 @@ from lens_ablation.data.task import Task, joined
 from lens_ablation.errors import unknown_name
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress
-from lens_ablation.sites import SiteSet, attention_neurons, neurons
+from lens_ablation.selectors import attention_neurons, neurons
+from lens_ablation.sites import SiteSet
 from lens_ablation.zoo.tiny_vit import shifted
 
 N_MASKS = 32

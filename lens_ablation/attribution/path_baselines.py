@@ -21,10 +21,11 @@ from lens_ablation.engine.gates import frozen_weights
 from lens_ablation.engine.job import Job
 from lens_ablation.engine.memory import run_in_chunks
 from lens_ablation.engine.part import Part
+from lens_ablation.engine.parts_job import in_dtype
 from lens_ablation.engine.path import plain
 from lens_ablation.engine.proof import refuse_store_under_hooks
 from lens_ablation.engine.size import rows_in_pass
-from lens_ablation.engine.variants import digest_of, in_dtype
+from lens_ablation.engine.variants import digest_of
 from lens_ablation.errors import UnsupportedModel
 from lens_ablation.methods.zero import Zero
 from lens_ablation.models.checks import require_meaning

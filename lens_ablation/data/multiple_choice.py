@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_ablation.data.answers import untouched_answers
 from lens_ablation.data.choice_prompts import Candidates, PromptFormat, Question
-from lens_ablation.data.metrics import AnswerLogits, Metric, MetricFn, answer_logits
+from lens_ablation.data.metrics import AnswerLogits, Metric, MetricFn
 from lens_ablation.data.padding import pad_rows
 from lens_ablation.data.records import Records, read_records, require_no_leaks
 from lens_ablation.data.task import Task
 from lens_ablation.data.tokens import bos_ids, fill_id, require_causal, tokenizer_of
-from lens_ablation.models.forward import forward
-from lens_ablation.models.protocol import LensModel, input_device
+from lens_ablation.models.protocol import LensModel
 
 
 def _right_choice(scores: AnswerLogits, batch: Task) -> Float[Tensor, "batch target"]:
@@ -96,16 +96,8 @@ class MultipleChoice:
             >>> choices = la.skills.continent(model, n=30)
             >>> accuracy = (choices.probabilities(model).argmax(dim=1) == choices.labels).float().mean()
         """
-        found: list[Tensor] = []
-        device = input_device(model)
-        with torch.inference_mode():
-            for start in range(0, self.n_examples, batch_size):
-                rows = slice(start, start + batch_size)
-                batch = self.task.select(rows).to(device)
-                mask = None if batch.attention_mask is None else batch.attention_mask.bool()
-                logits = answer_logits(forward(model, batch.inputs, attention_mask=mask), batch)[:, 0]
-                found.append(logits.softmax(dim=-1).gather(1, self.candidates[rows].to(device)).cpu())
-        return torch.cat(found).clone()
+        parts = zip(self.candidates.split(batch_size), untouched_answers(model, self.task, batch_size), strict=True)
+        return torch.cat([logits[:, 0].softmax(dim=-1).gather(1, ids.to(logits.device)).cpu() for ids, logits in parts])
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row to a question: prompt, candidates, the right answer, its place."""

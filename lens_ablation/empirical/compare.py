@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_ablation.data.task import Task
-from lens_ablation.empirical.curves import pearson
 from lens_ablation.empirical.estimate import neuron_gradients
 from lens_ablation.empirical.estimators import Gradient, GradientEstimator, IntegratedGradients, NeurGrad
 from lens_ablation.empirical.gradients import SATURATED, SHIFTS, NeuronGradients, Shift
@@ -23,6 +22,7 @@ from lens_ablation.files import read_folder, reading, write_folder
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import Site, SiteSet
+from lens_ablation.studies.correlations import pearson
 from lens_ablation.studies.intervals import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class GradientComparison:
     def correlations(self, name: str, shift: Shift) -> Float[Tensor, " example"]:
         """Pearson correlation over neurons with the measured ones, of each example, on the first candidate."""
         truth = self.measured.signed if shift == "signed" else self.measured.additive
-        return pearson(self.of(name).values[:, 0], truth.values[:, 0])
+        return pearson(self.of(name).values[:, 0], truth.values[:, 0], constant=0.0)
 
     def interval(self, name: str, shift: Shift, confidence: float = 0.95) -> Interval:
         """Bootstrap interval of the mean of those correlations over examples."""
@@ -263,7 +263,7 @@ def _of_group(found: NeuronGradients, group: str) -> Bool[Tensor, "example candi
 
 
 def _correlation(x: Float[Tensor, " value"], y: Float[Tensor, " value"]) -> float:
-    return float(pearson(x, y)) if len(x) > 1 else float("nan")
+    return float(pearson(x, y, constant=0.0)) if len(x) > 1 else float("nan")
 
 
 def _error(x: Float[Tensor, " value"], y: Float[Tensor, " value"]) -> float:

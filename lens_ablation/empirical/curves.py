@@ -1,7 +1,7 @@
 """Probabilities under a range of shifts: slope, linearity, polarity, and the share of linear neurons."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_ablation.empirical.gradients import Shift, sign_of
+from lens_ablation.empirical.gradients import Shift, is_saturated, sign_of
 from lens_ablation.sites import SiteSet
+from lens_ablation.studies.correlations import pearson
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -70,7 +71,7 @@ class ShiftCurves:
     @property
     def linearity(self) -> Float[Tensor, "example candidate neuron"]:
         """Pearson correlation of shift and change; 0 where nothing changed."""
-        return pearson(self.shifts.double().expand(self.outputs.shape), self.changes)
+        return pearson(self.shifts.expand(self.outputs.shape), self.changes, constant=0.0)
 
     @property
     def polarity(self) -> Int[Tensor, "example candidate neuron"]:
@@ -88,7 +89,7 @@ class ShiftCurves:
             raise ValueError(
                 f"{int(near.sum())} shifts lie within {shift_range}; the least is {float(self.shifts.abs().min()):.3g}"
             )
-        return self._replaced(self.shifts[near], self.outputs[..., near])
+        return replace(self, shifts=self.shifts[near], outputs=self.outputs[..., near])
 
     def ranges(self) -> list[float]:
         """Every range of shifts that was measured, ascending."""
@@ -107,7 +108,7 @@ class ShiftCurves:
         have one), ``n``. By default ranges with four shifts or more, as over two every neuron is linear.
         """
         rows = []
-        live = ~_saturated(self.baseline)[:, :, None].expand(self.outputs.shape[:-1])
+        live = ~is_saturated(self.baseline)[:, :, None].expand(self.outputs.shape[:-1])
         for size in self.ranges_of_linearity() if ranges is None else ranges:
             part = self.within(size)
             found = part.linearity.abs() >= threshold
@@ -162,18 +163,8 @@ class ShiftCurves:
         outputs = torch.where((sign_of(self.activations) < 0)[:, None, :, None], turned, self.outputs)
         unmoved = self.baseline[:, :, None, None] if wanted == "signed" else torch.full((), torch.nan)
         outputs = torch.where((self.activations == 0)[:, None, :, None], unmoved.to(outputs), outputs)
-        return self._replaced(self.shifts, outputs, {**self.settings, "shift": wanted, "converted_from": self.shift})
-
-    def _replaced(self, shifts: Tensor, outputs: Tensor, settings: Mapping[str, object] | None = None) -> "ShiftCurves":
-        return ShiftCurves(
-            shifts=shifts,
-            outputs=outputs,
-            baseline=self.baseline,
-            activations=self.activations,
-            candidates=self.candidates,
-            sites=self.sites,
-            settings=self.settings if settings is None else settings,
-        )
+        settings = {**self.settings, "shift": wanted, "converted_from": self.shift}
+        return replace(self, outputs=outputs, settings=settings)
 
     def plot(self, neurons: Sequence[int] | None = None, *, candidate: int = 0) -> "Figure":
         """Curves of chosen neurons (places in ``sites``; by default the steepest), mean and range over examples."""
@@ -203,20 +194,6 @@ def slope(
     """``sum(x y) / sum(x^2)`` of shifts and changes, in float64."""
     x = shifts.double()
     return ((outputs.double() - baseline.double()[:, :, None, None]) @ x) / (x @ x)
-
-
-def pearson(x: Float[Tensor, "... n"], y: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
-    """Pearson correlation along the last axis, in float64; 0 where one of both does not vary."""
-    x, y = x.double(), y.double()
-    x, y = x - x.mean(dim=-1, keepdim=True), y - y.mean(dim=-1, keepdim=True)
-    size = ((x * x).sum(dim=-1) * (y * y).sum(dim=-1)).sqrt()
-    return torch.where(size > 0, (x * y).sum(dim=-1) / size.where(size > 0, 1.0), 0.0)
-
-
-def _saturated(baseline: Float[Tensor, "example candidate"]) -> Bool[Tensor, "example candidate"]:
-    from lens_ablation.empirical.gradients import SATURATED
-
-    return (baseline < SATURATED) | (baseline > 1 - SATURATED)
 
 
 def _share(found: Bool[Tensor, "..."], among: Bool[Tensor, "..."]) -> float:

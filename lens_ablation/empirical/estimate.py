@@ -9,7 +9,6 @@ from torch import Tensor
 from lens_ablation.data.task import Task
 from lens_ablation.empirical.estimators import GradientEstimator, NeurGrad
 from lens_ablation.empirical.gradients import NeuronGradients
-from lens_ablation.empirical.measured import EmpiricalGradient
 from lens_ablation.empirical.question import Question
 from lens_ablation.engine.options import Engine
 from lens_ablation.models.protocol import LensModel
@@ -77,18 +76,15 @@ def neuron_gradients(
     n_examples, n_candidates, n_neurons = question.shape
     values = torch.empty(n_examples, n_candidates, n_neurons, dtype=dtype)
     activations, probabilities = torch.empty(n_examples, n_neurons), torch.empty(n_examples, n_candidates)
-    outputs = None
+    outputs: list[Tensor] = []
     with progress_bar(progress, way.rows(question), f"neuron gradients: {way.name}", "row") as advance:
-        if isinstance(way, EmpiricalGradient):
-            found, outputs = way.measure(question, advance)
-            values, activations, probabilities = found.values.to(dtype), found.activations, found.probabilities
-        else:
-            for i, (rows, found) in enumerate(way.parts(question, advance)):
-                if i == 0:
-                    activations = activations.to(found.activations)
-                    probabilities = probabilities.to(found.probabilities)
-                values[rows] = found.values.to(dtype)
-                activations[rows], probabilities[rows] = found.activations, found.probabilities
+        for i, (rows, found) in enumerate(way.parts(question, advance)):
+            if i == 0:
+                activations = activations.to(found.activations)
+                probabilities = probabilities.to(found.probabilities)
+            values[rows] = found.values.to(dtype)
+            activations[rows], probabilities[rows] = found.activations, found.probabilities
+            outputs += [] if found.outputs is None else [found.outputs]
     return NeuronGradients(
         values=values,
         activations=activations,
@@ -100,6 +96,11 @@ def neuron_gradients(
             "estimator": {"name": way.name, "class": type(way).__name__, "settings": dict(way.settings)},
             "shift": way.convention,
         },
-        shifts=torch.from_numpy(way.shifts) if isinstance(way, EmpiricalGradient) else None,
-        outputs=outputs,
+        shifts=None if way.shifts is None else torch.from_numpy(way.shifts),
+        outputs=_joined(outputs),
     )
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    """Parts of the examples together; of one part no copy is made, as it fills much of the memory."""
+    return torch.cat(parts) if len(parts) > 1 else next(iter(parts), None)

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -10,19 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_ablation.empirical.gradients import Shift, sign_of
+from lens_ablation.empirical.gradients import ZHAO_2025, Shift, sign_of
 from lens_ablation.empirical.question import Question, Slopes, at_sites
 from lens_ablation.sites import HookPoint
 from lens_ablation.strategy import Strategy
-
-ZHAO_2025 = """@inproceedings{zhao2025neuron,
-  title     = {Neuron Empirical Gradient: Discovering and Quantifying Neurons' Global Linear Controllability},
-  author    = {Zhao, Xin and Jiang, Zehui and Yoshinaga, Naoki},
-  booktitle = {Annual Meeting of the Association for Computational Linguistics},
-  year      = {2025},
-  note      = {arXiv:2412.18053}
-}"""
-"""BibTeX of empirical gradients of neurons."""
 
 Advance = Callable[[int], None]
 
@@ -41,13 +32,18 @@ class GradientEstimator(Strategy):
     def convention(self) -> Shift:
         """What its values are changes per unit of: of ``A`` (``additive``) or of ``|A|`` (``signed``)."""
 
+    @property
+    def shifts(self) -> Float[np.ndarray, " shift"] | None:
+        """Every shift that it tries, ascending; ``None`` where neurons are not shifted."""
+        return None
+
     def rows(self, question: Question) -> int:
         """Rows of work, for the progress bar."""
         return question.task.n_examples
 
     @abstractmethod
     def parts(self, question: Question, advance: Advance) -> Iterator[tuple[slice, Slopes]]:
-        """Values of consecutive examples.
+        """Values of consecutive examples; those that shift neurons give ``outputs`` too.
 
         Args:
             question: Model, examples, neurons, candidates.
@@ -105,10 +101,7 @@ class NeurGrad(Gradient):
     def parts(self, question: Question, advance: Advance) -> Iterator[tuple[slice, Slopes]]:
         for rows, found in super().parts(question, advance):
             signs = sign_of(found.activations)[:, None].to(found.values)
-            yield (
-                rows,
-                Slopes(values=found.values * signs, activations=found.activations, probabilities=found.probabilities),
-            )
+            yield rows, replace(found, values=found.values * signs)
 
 
 @dataclass(frozen=True)

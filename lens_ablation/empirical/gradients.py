@@ -27,6 +27,15 @@ SHIFTS: tuple[Shift, ...] = ("signed", "additive")
 SATURATED = 0.01
 """Probabilities below this, or above one minus it, are called saturated: shifts hardly move them."""
 
+ZHAO_2025 = """@inproceedings{zhao2025neuron,
+  title     = {Neuron Empirical Gradient: Discovering and Quantifying Neurons' Global Linear Controllability},
+  author    = {Zhao, Xin and Jiang, Zehui and Yoshinaga, Naoki},
+  booktitle = {Annual Meeting of the Association for Computational Linguistics},
+  year      = {2025},
+  note      = {arXiv:2412.18053}
+}"""
+"""BibTeX of empirical gradients of neurons."""
+
 _FILE_KIND = "neuron-gradients"
 
 
@@ -37,6 +46,11 @@ def sign_of(activations: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         Zhao, Jiang, Yoshinaga, 2025, arXiv:2412.18053 (its source counts 0 as negative).
     """
     return torch.where(activations > 0, 1.0, -1.0).to(activations)
+
+
+def is_saturated(probabilities: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    """Where a probability lies within ``SATURATED`` of 0 or 1, so that no shift moves it much."""
+    return (probabilities < SATURATED) | (probabilities > 1 - SATURATED)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -105,7 +119,7 @@ class NeuronGradients:
     @property
     def saturated(self) -> Bool[Tensor, "example candidate"]:
         """Where the probability lies within ``SATURATED`` of 0 or 1, so that no shift moves it much."""
-        return (self.probabilities < SATURATED) | (self.probabilities > 1 - SATURATED)
+        return is_saturated(self.probabilities)
 
     @property
     def signed(self) -> "NeuronGradients":

@@ -3,27 +3,25 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_ablation.data.task import Task
 from lens_ablation.empirical.curves import slope
 from lens_ablation.empirical.estimators import Advance, GradientEstimator
 from lens_ablation.empirical.gradients import SHIFTS, Shift
 from lens_ablation.empirical.question import Question, Slopes, at_sites, probabilities_of
 from lens_ablation.engine.executors import run_job
-from lens_ablation.engine.job import Job
 from lens_ablation.engine.memory import keep_freed_memory, run_in_chunks
 from lens_ablation.engine.one_position import Single, can_stand_as_tokens
 from lens_ablation.engine.part import Part
-from lens_ablation.engine.path import Path, plain
+from lens_ablation.engine.parts_job import PartsJob
+from lens_ablation.engine.path import plain
 from lens_ablation.engine.proof import path_of, refuse_store_under_hooks
 from lens_ablation.engine.size import rows_in_pass, tokens_of
-from lens_ablation.engine.variants import digest_of, in_dtype
+from lens_ablation.engine.variants import digest_of
 from lens_ablation.methods.zero import Zero
 from lens_ablation.models.fingerprint import fingerprint, versions
 from lens_ablation.models.protocol import LensModel
@@ -108,13 +106,6 @@ class EmpiricalGradient(GradientEstimator):
         return question.task.n_examples * len(question.sites) * len(self.shifts)
 
     def parts(self, question: Question, advance: Advance) -> Iterator[tuple[slice, Slopes]]:
-        found = self.measure(question, advance)
-        yield slice(0, question.task.n_examples), found[0]
-
-    def measure(
-        self, question: Question, advance: Advance
-    ) -> tuple[Slopes, Float[Tensor, "example candidate neuron shift"]]:
-        """Slopes, and the probabilities under every shift."""
         n_examples, n_candidates, n_neurons = question.shape
         question.require_room(torch.float32, len(self.shifts))
         if self.in_deviations and n_examples < 2:
@@ -132,7 +123,10 @@ class EmpiricalGradient(GradientEstimator):
             outputs = torch.where(still, baseline[:, :, None, None], outputs)
         shifts = torch.from_numpy(self.shifts)
         values = (slope(shifts, outputs, baseline) / scales.where(scales > 0, torch.inf)).to(baseline)
-        return Slopes(values=values, activations=activations, probabilities=baseline), outputs
+        yield (
+            slice(0, n_examples),
+            Slopes(values=values, activations=activations, probabilities=baseline, outputs=outputs),
+        )
 
 
 def _clean(question: Question) -> tuple[Float[Tensor, "example neuron"], Float[Tensor, "example candidate"]]:
@@ -146,23 +140,16 @@ def _clean(question: Question) -> tuple[Float[Tensor, "example neuron"], Float[T
 
 
 @dataclass(eq=False, kw_only=True)
-class ShiftJob(Job):
+class ShiftJob(PartsJob):
     """Every neuron under every shift on every example, in shards of some neurons of a layer on some examples."""
 
-    model: LensModel
-    task: Task
     sites: SiteSet
     candidates: Int[Tensor, "example candidate"]
     shifts: Float[np.ndarray, " shift"]
     scales: Float[Tensor, " neuron"]
     signed: bool
-    path: Path
     batch_size: int | None
-    clean_bytes: int
-    dtype: torch.dtype | None
     plan: list[tuple[Int[np.ndarray, " place"], slice]] = field(init=False)
-    _part: tuple[slice, Part] | None = field(init=False, default=None)
-    _running: LensModel | None = field(init=False, default=None)
 
     @classmethod
     def of(cls, question: Question, way: EmpiricalGradient, scales: Float[Tensor, " neuron"]) -> "ShiftJob":
@@ -234,7 +221,7 @@ class ShiftJob(Job):
         amounts = (self.scales[places, None] * torch.from_numpy(self.shifts)).flatten()
         found: list[Tensor] = []
         with torch.inference_mode():
-            part = self._part_of(examples)
+            part = self.part_of(examples)
             single = Single(part, as_tokens=can_stand_as_tokens(part.model, part))
             ids = self.candidates[examples][:, None].to(part.device)
 
@@ -260,22 +247,7 @@ class ShiftJob(Job):
             return max(1, rows // n_examples)
         return max(1, rows * n_pos // n_examples - n_pos)
 
-    def _part_of(self, examples: slice) -> Part:
-        if self._part is None or self._part[0] != examples:
-            self._part = None
-            if self._running is None:
-                self._running = in_dtype(self.model, self.dtype)
-            part = Part(
-                self._running,
-                self.task,
-                [(self.sites, Zero())],
-                "answer",
-                torch.arange(examples.start, examples.stop),
-                self.path,
-                clean_bytes=self.clean_bytes,
-            )
-            self._part = (examples, part)
-        return self._part[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_part": None, "_running": None}
+    def make_part(self, running: LensModel, examples: Int[Tensor, " example"]) -> Part:
+        return Part(
+            running, self.task, [(self.sites, Zero())], "answer", examples, self.path, clean_bytes=self.clean_bytes
+        )

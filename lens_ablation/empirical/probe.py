@@ -8,17 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_ablation.empirical.gradients import NeuronGradients
+from lens_ablation.empirical.gradients import ZHAO_2025, NeuronGradients
 from lens_ablation.strategy import Strategy
-
-ZHAO_2025 = """@inproceedings{zhao2025neuron,
-  title     = {Neuron Empirical Gradient: Discovering and Quantifying Neurons' Global Linear Controllability},
-  author    = {Zhao, Xin and Jiang, Zehui and Yoshinaga, Naoki},
-  booktitle = {Annual Meeting of the Association for Computational Linguistics},
-  year      = {2025},
-  note      = {arXiv:2412.18053}
-}"""
-"""BibTeX of the probes of neuron gradients."""
 
 WANG_2022 = """@inproceedings{wang2022finding,
   title     = {Finding Skill Neurons in Pre-trained Transformer-based Language Models},

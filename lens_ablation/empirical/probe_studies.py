@@ -16,7 +16,7 @@ from lens_ablation.empirical.log_prob_probe import LogProbProbe
 from lens_ablation.empirical.probe import Probe
 from lens_ablation.empirical.probes import SeenGradients, SkillProbe, fit_skill_probe, require_labels
 from lens_ablation.empirical.sign_probes import MagnitudeProbe, PolarityProbe
-from lens_ablation.optimal.agreement import spearman
+from lens_ablation.studies.correlations import spearman
 from lens_ablation.studies.intervals import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
@@ -165,9 +165,7 @@ def probe_agreement(probes: Mapping[str, SkillProbe]) -> pd.DataFrame:
     for (name, first), (other, second) in combinations(probes.items(), 2):
         if first.sites != second.sites:
             raise ValueError(f"{name} and {other} were fitted on different neurons; fit them on one set of sites")
-        signs = [
-            dict(zip(p.probe.places(p.state).tolist(), p.polarities.tolist(), strict=True)) for p in (first, second)
-        ]
+        signs = _signs(first), _signs(second)
         both = signs[0].keys() & signs[1].keys()
         same = sum(signs[0][place] == signs[1][place] for place in both) / len(both) if both else float("nan")
         shared, chance = len(both) / len(signs[0]), len(signs[1]) / len(first.sites)
@@ -194,6 +192,15 @@ def probes_of_parts(
 
     Raises:
         ValueError: a part would lack a label.
+
+    Example:
+        >>> import lens_ablation as la
+        >>> model = la.load_model("tiny-lm")
+        >>> asked = la.skills.comparison(model, n=80, split="train", wordings="new")
+        >>> found = la.neuron_gradients(model, asked.task, candidates=asked.candidates, progress=False)
+        >>> parts = la.probes_of_parts(found, asked.labels, la.PolarityProbe(k=32), n_parts=3)
+        >>> list(parts), len(parts["part 1"].neurons)
+        (['part 1', 'part 2', 'part 3'], 32)
     """
     require_labels(gradients, labels)
     fewest = int(labels.bincount(minlength=gradients.values.shape[1]).min())

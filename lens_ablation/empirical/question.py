@@ -17,16 +17,15 @@ from lens_ablation.data.metrics import answer_logits
 from lens_ablation.data.task import IGNORED, Task
 from lens_ablation.engine.gates import frozen_weights
 from lens_ablation.engine.options import Engine
+from lens_ablation.engine.parts_job import in_dtype
 from lens_ablation.engine.size import free_bytes, rows_in_pass
-from lens_ablation.engine.variants import in_dtype
 from lens_ablation.errors import HookHadNoEffect
+from lens_ablation.models.anatomy import is_gated
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import FwdHook, LensModel, input_device, require_evaluation_mode
-from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sites_exist, is_gated, neurons
+from lens_ablation.selectors import neurons
+from lens_ablation.sites import MLP_NEURON_KINDS, HookPoint, Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.settings import study_settings
-
-KINDS = ("neuron", "pre_linear")
-"""Kinds of sites that are neurons."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -37,11 +36,13 @@ class Slopes:
         values: Slope of each candidate's probability in each neuron, ``[example, candidate, neuron]``.
         activations: The neurons where the answer is read, ``[example, neuron]``.
         probabilities: Of the candidates, ``[example, candidate]``.
+        outputs: Of the candidates under each shift; ``None`` where nothing is shifted.
     """
 
     values: Float[Tensor, "example candidate neuron"]
     activations: Float[Tensor, "example neuron"]
     probabilities: Float[Tensor, "example candidate"]
+    outputs: Float[Tensor, "example candidate neuron shift"] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -94,7 +95,7 @@ class Question:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         chosen = family_neurons(model) if sites is None else check_sites_exist(as_site_set(sites), model)
-        if chosen.kind not in KINDS:
+        if chosen.kind not in MLP_NEURON_KINDS:
             raise ValueError(
                 f"{chosen.kind} sites are no neurons; take neurons(model), or neurons(model, at='pre_linear') of gated "
                 "MLPs"

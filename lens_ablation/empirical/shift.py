@@ -11,15 +11,11 @@ from torch import Tensor
 
 from lens_ablation.ablation import Positions, ablate
 from lens_ablation.data.task import Task
-from lens_ablation.empirical.gradients import SHIFTS, Shift
-from lens_ablation.empirical.probe import ZHAO_2025
+from lens_ablation.empirical.gradients import SHIFTS, ZHAO_2025, Shift
 from lens_ablation.errors import BadActivation
 from lens_ablation.methods.method import Method, Replacement, Request
 from lens_ablation.models.protocol import LensModel
-from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sites_exist
-
-KINDS = ("neuron", "pre_linear")
-"""Kinds of sites that are neurons."""
+from lens_ablation.sites import MLP_NEURON_KINDS, HookPoint, Site, SiteSet, as_site_set, check_sites_exist
 
 
 @contextmanager
@@ -92,7 +88,7 @@ class Shifted(Method):
             BadActivation: an amount is not finite.
             ValueError: the sites are no neurons, there are not as many amounts, or there is no such convention.
         """
-        if sites.kind not in KINDS:
+        if sites.kind not in MLP_NEURON_KINDS:
             raise ValueError(f"{sites.kind} sites are no neurons, so they are not shifted; take neurons(model)")
         if convention not in SHIFTS:
             raise ValueError(f"shift must be 'additive' or 'signed', got {convention!r}")

@@ -20,7 +20,8 @@ from lens_ablation.engine.removals import Ablation, Packed
 from lens_ablation.engine.variants import run_variants
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.progress import Progress, progress_bar
-from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist, neurons
+from lens_ablation.selectors import neurons
+from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.intervals import Interval, bootstrap_interval
 from lens_ablation.studies.settings import study_settings
 

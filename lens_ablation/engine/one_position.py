@@ -25,7 +25,8 @@ from lens_ablation.engine.tail import answer_logits_of
 from lens_ablation.methods.zero import Zero
 from lens_ablation.models.forward import forward, hooks_installed
 from lens_ablation.models.protocol import HookFn, LensModel
-from lens_ablation.sites import HookPoint, neurons
+from lens_ablation.selectors import neurons
+from lens_ablation.sites import HookPoint
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from lens_ablation.methods.method import Method
 from lens_ablation.methods.zero import Zero
 from lens_ablation.models.anatomy import anatomy, probe_inputs
 from lens_ablation.models.protocol import LensModel
-from lens_ablation.sites import SiteSet, attention_neurons, neurons
+from lens_ablation.selectors import attention_neurons, neurons
+from lens_ablation.sites import SiteSet
 
 log = logging.getLogger(__name__)
 

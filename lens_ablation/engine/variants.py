@@ -1,11 +1,10 @@
 """The one primitive of every study: forward passes in which each row carries its own ablation."""
 
-import copy
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +15,11 @@ from lens_ablation.ablation import Positions
 from lens_ablation.data.metrics import Metric
 from lens_ablation.data.task import Task, bytes_of
 from lens_ablation.engine.executors import run_job
-from lens_ablation.engine.job import Job
 from lens_ablation.engine.memory import keep_freed_memory, run_in_chunks
 from lens_ablation.engine.options import Engine
 from lens_ablation.engine.part import Part
-from lens_ablation.engine.path import Path, plain
+from lens_ablation.engine.parts_job import PartsJob
+from lens_ablation.engine.path import plain
 from lens_ablation.engine.proof import path_of, refuse_store_under_hooks
 from lens_ablation.engine.removals import Ablation
 from lens_ablation.engine.size import floating_point_work, rows_in_pass
@@ -145,23 +144,16 @@ def variants_job(
 
 
 @dataclass(eq=False, kw_only=True)
-class VariantsJob(Job):
+class VariantsJob(PartsJob):
     """Every variant on every example, cut into shards of some variants on some examples."""
 
-    model: LensModel
-    task: Task
     ablations: Sequence[Ablation]
     positions: Positions
-    path: Path
     capacity: int
     is_fixed: bool
-    clean_bytes: int
-    dtype: torch.dtype | None
     about: Mapping[str, object]
     gradients: bool = False
     plan: list[tuple[Int[np.ndarray, " variant"], slice]] = field(init=False)
-    _part: tuple[slice, Part] | None = field(init=False, default=None)
-    _running: LensModel | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         n_layers = anatomy(self.model).n_layers
@@ -233,28 +225,18 @@ class VariantsJob(Job):
         flags = [ablation.removed.flags(variants) for ablation in self.ablations]
         return {"values": part.scores(flags).float().cpu()}
 
-    def part_of(self, examples: slice) -> Part:
-        """The examples ready to be run; those of the last shard are often the same."""
-        if self._part is None or self._part[0] != examples:
-            self._part = None
-            if self._running is None:
-                self._running = in_dtype(self.model, self.dtype)
-            part = Part(
-                self._running,
-                self.task,
-                [(ablation.sites, ablation.method) for ablation in self.ablations],
-                self.positions,
-                torch.arange(examples.start, examples.stop),
-                self.path,
-                clean_bytes=self.clean_bytes,
-                gradients=self.gradients,
-                prepared_on=self.model,
-            )
-            self._part = (examples, part)
-        return self._part[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_part": None, "_running": None}
+    def make_part(self, running: LensModel, examples: Int[Tensor, " example"]) -> Part:
+        return Part(
+            running,
+            self.task,
+            [(ablation.sites, ablation.method) for ablation in self.ablations],
+            self.positions,
+            examples,
+            self.path,
+            clean_bytes=self.clean_bytes,
+            gradients=self.gradients,
+            prepared_on=self.model,
+        )
 
 
 def rounding(job: VariantsJob, values: Float[Tensor, "variant example"]) -> dict[str, object]:
@@ -273,14 +255,6 @@ def rounding(job: VariantsJob, values: Float[Tensor, "variant example"]) -> dict
         "examples": len(examples),
         "unit": _metric(job.task).unit,
     }
-
-
-def in_dtype(model: LensModel, wanted: torch.dtype | None) -> LensModel:
-    """The model, or a copy of it in another dtype."""
-    if wanted is None or next(iter(model.parameters())).dtype == wanted:
-        return model
-    copied: Any = copy.deepcopy(model)
-    return copied.to(wanted)
 
 
 def digest_of(tensor: Shaped[Tensor, "..."] | None) -> str:

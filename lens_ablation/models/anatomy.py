@@ -92,6 +92,11 @@ def anatomy(model: LensModel) -> Anatomy:
     return found
 
 
+def is_gated(model: LensModel) -> bool:
+    """Whether the MLPs multiply an up projection by a gate, as those of Llama do."""
+    return ACTIVATIONS["pre_linear"].format(0) in model.hook_dict
+
+
 def _known(model: object) -> Anatomy | None:
     try:
         return _measured.get(model)

@@ -21,12 +21,13 @@ from lens_ablation.methods.method import Method
 from lens_ablation.methods.zero import Zero
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.importance import EPSILONS, ImportanceKind, importance
-from lens_ablation.modularity.overlap import Overlap, member_flags, overlap
+from lens_ablation.modularity.overlap import Overlap, overlap
 from lens_ablation.modularity.prune import require_separate
 from lens_ablation.modularity.use import neuron_use, require_neurons
-from lens_ablation.optimal.agreement import spearman
 from lens_ablation.progress import Progress, progress_bar
-from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist, neurons
+from lens_ablation.selectors import neurons
+from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
+from lens_ablation.studies.correlations import spearman
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.settings import method_settings, study_settings
 
@@ -205,6 +206,10 @@ def selective_neurons(
     Raises:
         ValueError: there are fewer than two tasks, or arguments do not fit together.
 
+    Reference:
+        Pochinkov et al., *Modularity in Transformers: Investigating Neuron Separability & Specialization*, 2024,
+        arXiv:2408.17324; scores and selection of Pochinkov, Schoots, 2024, arXiv:2403.01267
+
     Example:
         >>> import lens_ablation as la
         >>> model = la.load_model("tiny-lm")
@@ -305,7 +310,9 @@ def cross_pruning(
         progress=False,
     )
     chosen = require_neurons(check_sites_exist(neurons(model) if sites is None else as_site_set(sites), model))
-    flags = np.stack([member_flags(chosen, one) for one in sets.values()])
+    flags = np.zeros((len(sets), len(chosen)), dtype=bool)
+    for row, one in zip(flags, sets.values(), strict=True):
+        row[chosen.places(one)] = True
     total = len(tasks) * sum(task.n_examples for task in asked.values())
     with progress_bar(progress, total, "cross-pruning", "row") as advance:
         scores = {

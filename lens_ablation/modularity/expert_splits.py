@@ -15,11 +15,12 @@ from torch import Tensor
 from lens_ablation.data.inputs import batches_of, rows_that_fit
 from lens_ablation.data.task import Task
 from lens_ablation.errors import UnsupportedModel
+from lens_ablation.models.anatomy import is_gated
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.models.rows import row_maps
 from lens_ablation.modularity.balanced import balanced_clusters
-from lens_ablation.sites import HookPoint, is_gated
+from lens_ablation.sites import HookPoint
 from lens_ablation.strategy import Strategy
 
 ZHANG_2022 = """@inproceedings{zhang2022moefication,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from lens_ablation.files import read_folder, reading, write_folder
 from lens_ablation.sites import SiteSet
@@ -177,11 +177,6 @@ def overlap(sets: Mapping[str, SiteSet], among: SiteSet | None = None) -> Overla
         names=tuple(sets),
         layers=tuple(layers),
     )
-
-
-def member_flags(sites: SiteSet, chosen: SiteSet) -> Bool[np.ndarray, " site"]:
-    """Which of ``sites`` are among the chosen ones."""
-    return _flags(chosen).reshape(chosen.shape)[tuple(sites.addresses.T)]
 
 
 def _flags(sites: SiteSet) -> np.ndarray:

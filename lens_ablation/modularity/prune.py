@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool
-from torch import Tensor
 
 from lens_ablation.data.metrics import Metric, MetricFn, top1
 from lens_ablation.data.task import Task, bytes_of
@@ -28,11 +27,11 @@ from lens_ablation.methods.zero import Zero
 from lens_ablation.models.fingerprint import fingerprint, versions
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.importance import EPSILONS, ImportanceKind, count_of, importance
-from lens_ablation.modularity.overlap import member_flags
 from lens_ablation.modularity.pruned import MATCHED, RANDOM, SELECTED, SelectivePruning
 from lens_ablation.modularity.use import neuron_use, require_neurons
 from lens_ablation.progress import Progress, progress_bar
-from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist, neurons
+from lens_ablation.selectors import neurons
+from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.studies.settings import method_settings, study_settings
 
 _FILE_KIND = "selected-neurons"
@@ -254,7 +253,8 @@ class _Plan:
         except DamagedFile as error:
             log.warning("step %d is scored again: %s", step, error)
         added, share = self._next(before, n)
-        write_folder(folder, _FILE_KIND, {"places": self._places(added)}, {"identity": identity, "dominated": share})
+        places = torch.from_numpy(self.sites.places(added))
+        write_folder(folder, _FILE_KIND, {"places": places}, {"identity": identity, "dominated": share})
         return added, share
 
     def _next(self, before: SiteSet, n: int) -> tuple[SiteSet, float]:
@@ -265,13 +265,10 @@ class _Plan:
         )
         score = importance(forget, self.kind, retain=retain, epsilon=self.epsilon, seed=self.seed)
         # those pruned before are 0 on all data, which says nothing about epsilon
-        left = ~member_flags(self.sites, before) if len(before) else np.ones(len(self.sites), dtype=bool)
+        left = np.ones(len(self.sites), dtype=bool)
+        left[self.sites.places(before)] = False
         share = float(score.dominated.numpy()[left].mean())
         return (self.sites.take(score.ranking) - before).take(range(n)), share
-
-    def _places(self, added: SiteSet) -> Tensor:
-        places = {tuple(address): i for i, address in enumerate(self.sites.addresses.tolist())}
-        return torch.tensor([places[tuple(address)] for address in added.addresses.tolist()])
 
     def _identity(self, before: SiteSet, n: int) -> str:
         said = {
@@ -291,8 +288,7 @@ def nested_variants(
     sites: SiteSet, order: SiteSet, counts: tuple[int, ...], n_random: int, seed: int
 ) -> Bool[np.ndarray, "curve step site"]:
     """What each curve prunes at each step; every step holds the one before it."""
-    place = {tuple(address): i for i, address in enumerate(sites.addresses.tolist())}
-    selected = np.array([place[tuple(address)] for address in order.addresses.tolist()], dtype=np.int64)
+    selected = sites.places(order)
     layers = sites.addresses[:, 0]
     flags = np.zeros((1 + 2 * n_random, len(counts), len(sites)), dtype=bool)
     rng = np.random.default_rng(seed)

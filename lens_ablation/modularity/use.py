@@ -17,13 +17,14 @@ from lens_ablation.methods.method import Method
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import LensModel, require_evaluation_mode
 from lens_ablation.progress import Progress, progress_bar
-from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sites_exist, neurons
+from lens_ablation.selectors import neurons
+from lens_ablation.sites import MLP_NEURON_KINDS, HookPoint, Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.statistics.activation_statistics import ActivationStatistics
 from lens_ablation.statistics.collect import StatisticsPositions
 from lens_ablation.statistics.moments import Moments, batch_moments
 from lens_ablation.statistics.provenance import Provenance
 
-KINDS = ("neuron", "z", "pre_linear")
+KINDS = (*MLP_NEURON_KINDS, "z")
 """Kinds of sites that are neurons: of MLPs (``post``), of attention (``z``), and the up projection of gated MLPs."""
 
 _POINTS = {"post": "neuron", "z": "z", "pre_linear": "pre_linear"}

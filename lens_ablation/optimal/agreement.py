@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
-from scipy.stats import rankdata
 from torch import Tensor
+
+from lens_ablation.studies.correlations import pearson, spearman
 
 TRIMMED = 0.02
 """Share of the sites that is left out of a correlation of logarithms, those furthest from agreement."""
@@ -94,11 +96,6 @@ def _interval(value: float, resampled: Sequence[float], confidence: float) -> tu
     return float(np.tanh(middle - high)), float(np.tanh(middle - low))
 
 
-def spearman(a: Float[np.ndarray, " site"], b: Float[np.ndarray, " site"]) -> float:
-    """Spearman's rank correlation; NaN where one of the two never changes."""
-    return pearson(rankdata(a), rankdata(b))
-
-
 def log_correlation(a: Float[np.ndarray, " site"], b: Float[np.ndarray, " site"]) -> float:
     """Pearson's correlation of logarithms where both are positive, trimmed; NaN for fewer than 3 sites."""
     usable = (a > 0) & (b > 0)
@@ -107,11 +104,4 @@ def log_correlation(a: Float[np.ndarray, " site"], b: Float[np.ndarray, " site"]
     x, y = np.log(a[usable]), np.log(b[usable])
     apart = np.abs((x - y) - np.median(x - y))
     kept = np.argsort(apart, kind="stable")[: len(x) - int(TRIMMED * len(x))]
-    return pearson(x[kept], y[kept])
-
-
-def pearson(a: Float[np.ndarray, " site"], b: Float[np.ndarray, " site"]) -> float:
-    """Pearson's correlation; NaN where one of the two never changes."""
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / scale) if scale > 0 else float("nan")
+    return float(pearson(torch.from_numpy(x[kept]), torch.from_numpy(y[kept])))

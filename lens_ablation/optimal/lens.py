@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_ablation.data import metrics
+from lens_ablation.data.answers import untouched_answers
 from lens_ablation.data.as_task import as_task
 from lens_ablation.data.task import Task
 from lens_ablation.engine.gates import frozen_weights
@@ -21,8 +22,7 @@ from lens_ablation.engine.size import rows_in_pass
 from lens_ablation.errors import UnsupportedModel
 from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.models.checks import require_meaning
-from lens_ablation.models.forward import forward
-from lens_ablation.models.protocol import LensModel, input_device, require_evaluation_mode
+from lens_ablation.models.protocol import LensModel, require_evaluation_mode
 from lens_ablation.optimal.batches import batch_of
 from lens_ablation.optimal.lens_passes import LensPart, Parameters, examples_in_pass, replaces_attention, start_of
 from lens_ablation.optimal.lens_strategies import (
@@ -106,12 +106,8 @@ class Lens:
     ) -> Float[Tensor, "example target d_vocab"]:
         """What the model itself predicts there, to compare ``logits`` with."""
         task = as_task(data, model)
-        with torch.inference_mode():
-            found = [
-                metrics.answer_logits(forward(model, part.inputs, attention_mask=part.attention_mask), part).float()
-                for part in (batch.to(input_device(model)) for batch in task.batches(rows_in_pass(model, task.inputs)))
-            ]
-        return torch.cat(found).cpu()
+        answers = untouched_answers(model, task, rows_in_pass(model, task.inputs))
+        return torch.cat([logits.float() for logits in answers]).cpu()
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row to a layer: KL in nats, its standard error, and KL before fitting."""

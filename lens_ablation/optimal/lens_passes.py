@@ -18,7 +18,8 @@ from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.protocol import LensModel, input_device
 from lens_ablation.optimal.lens_strategies import LensKind, MeanAttention, OptimalConstantAttention, TunedLens
 from lens_ablation.optimal.problems import moments
-from lens_ablation.sites import HookPoint, attentions
+from lens_ablation.selectors import attentions
+from lens_ablation.sites import HookPoint
 
 Parameters = dict[str, Float[Tensor, "layer ..."]]
 """What a lens has learned, one entry to a layer that it reads: ``constants [layer, block, d_model]``, or ``maps [layer,

@@ -11,17 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_ablation.data.answers import untouched_answers
 from lens_ablation.data.as_task import as_task
-from lens_ablation.data.inputs import rows_that_fit
-from lens_ablation.data.metrics import answer_logits
 from lens_ablation.data.task import Task
 from lens_ablation.engine.size import rows_in_pass
 from lens_ablation.errors import UnsupportedModel
 from lens_ablation.files import read_folder, reading, require_shape, write_folder
 from lens_ablation.models.anatomy import anatomy
 from lens_ablation.models.checks import require_meaning
-from lens_ablation.models.forward import forward
-from lens_ablation.models.protocol import LensModel, input_device, require_evaluation_mode
+from lens_ablation.models.protocol import LensModel, require_evaluation_mode
 from lens_ablation.optimal.corruption import Corruption, GaussianNoise, OptimalVector
 from lens_ablation.optimal.restoration import (
     EMBEDDING,
@@ -34,7 +32,8 @@ from lens_ablation.optimal.restoration import (
 )
 from lens_ablation.optimal.vectors import fit_vectors, in_place_of_subject
 from lens_ablation.progress import Progress, progress_bar
-from lens_ablation.sites import HookPoint, SiteSet, attentions, heads, mlps
+from lens_ablation.selectors import attentions, heads, mlps
+from lens_ablation.sites import HookPoint, SiteSet
 from lens_ablation.studies.intervals import Interval
 from lens_ablation.studies.settings import study_settings
 
@@ -279,13 +278,9 @@ def _answered(model: LensModel, task: Task, positions: Sequence[str], subject: s
     if task.positions is not None and task.positions.ndim == 2:
         raise ValueError("tracing asks one question of a prompt, and this task asks several")
     likeliest, clean = [], []
-    with torch.inference_mode():
-        for batch in task.batches(rows_that_fit(task.inputs)):
-            part = batch.to(input_device(model))
-            logits = forward(model, part.inputs, attention_mask=part.attention_mask)
-            read = answer_logits(logits, part)[:, 0]
-            likeliest.append(read.argmax(dim=1).cpu())
-            clean.append(read.softmax(dim=1).amax(dim=1).float().cpu())
+    for logits in untouched_answers(model, task):
+        likeliest.append(logits[:, 0].argmax(dim=1).cpu())
+        clean.append(logits[:, 0].softmax(dim=1).amax(dim=1).float().cpu())
     found = torch.cat(likeliest)
     right = (task.answers.reshape(task.n_examples, -1) == found[:, None]).any(dim=1)
     if int(right.sum()) < LEAST_PROMPTS:

@@ -13,16 +13,15 @@ from lens_ablation.empirical.gradients import SHIFTS, NeuronGradients
 from lens_ablation.empirical.groups import GroupEffects
 from lens_ablation.plots.style import (
     BOTTOM_MARGIN,
-    DASHES,
     FONT_SIZE,
     MUTED,
     PALETTE,
     SUBTITLE_SIZE,
-    SYMBOLS,
     TITLE_HEIGHT,
     add_note,
     band,
     dress,
+    line,
     new_figure,
     plain,
     setting_words,
@@ -114,14 +113,11 @@ def curves_figure(curves: ShiftCurves, neurons: Sequence[int] | None = None, *, 
         figure.add_trace(band(x, low, high, i))
         linearity = float(curves.linearity[:, candidate, place].abs().nanmean())
         figure.add_trace(
-            go.Scatter(
-                x=x,
-                y=mean,
-                mode="lines+markers",
-                name=f"{name}, |r| {linearity:.2f}",
-                legendgroup=str(i),
-                line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
-                marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 6},
+            line(
+                x,
+                mean,
+                f"{name}, |r| {linearity:.2f}",
+                i,
                 hovertemplate=f"<b>{name}</b><br>shift %{{x:.3g}}: %{{y:+.3g}}<extra></extra>",
             )
         )
@@ -152,13 +148,11 @@ def linearity_figure(curves: ShiftCurves, *, threshold: float = LINEAR) -> go.Fi
     for i, layer in enumerate(curves.sites.layers):
         share = [100 * float(part[..., layers == layer].double().mean()) for part in found]
         figure.add_trace(
-            go.Scatter(
-                x=ranges,
-                y=share,
-                mode="lines+markers",
-                name=f"layer {layer}",
-                line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
-                marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 6},
+            line(
+                np.asarray(ranges),
+                np.asarray(share),
+                f"layer {layer}",
+                i,
                 hovertemplate=f"<b>layer {layer}</b><br>within ±%{{x:.3g}}: %{{y:.1f}} %<extra></extra>",
             )
         )
@@ -252,14 +246,11 @@ def groups_figure(effects: Sequence[GroupEffects]) -> go.Figure:
         name = f"±{float(str(found.settings['amount'])):g}"
         figure.add_trace(band(sizes, low.numpy(), high.numpy(), i))
         figure.add_trace(
-            go.Scatter(
-                x=sizes,
-                y=found.correlation.numpy(),
-                mode="lines+markers",
-                name=name,
-                legendgroup=str(i),
-                line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
-                marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
+            line(
+                sizes,
+                found.correlation.numpy(),
+                name,
+                i,
                 hovertemplate=f"<b>shifts of {name}</b><br>%{{x}} neurons: r %{{y:.3f}}<extra></extra>",
             )
         )

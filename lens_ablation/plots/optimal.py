@@ -7,7 +7,6 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lens_ablation.methods.optimal_constants import OptimalConstants
-from lens_ablation.optimal.agreement import spearman
 from lens_ablation.optimal.compare import MethodComparison
 from lens_ablation.plots.style import (
     BOTTOM_MARGIN,
@@ -22,6 +21,7 @@ from lens_ablation.plots.style import (
     plain,
     setting_words,
 )
+from lens_ablation.studies.correlations import spearman
 
 PANEL, GAP, COLUMNS = 210, 96, 3
 TOP = TITLE_HEIGHT + 40

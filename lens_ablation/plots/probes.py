@@ -9,13 +9,12 @@ from lens_ablation.empirical.probe_studies import ProbeCurve
 from lens_ablation.empirical.probes import SkillProbe
 from lens_ablation.empirical.shift_effect import ShiftEffect
 from lens_ablation.plots.style import (
-    DASHES,
     FONT_SIZE,
     MUTED,
     PALETTE,
-    SYMBOLS,
     add_note,
     band,
+    line,
     literal,
     metric_name,
     metric_with_unit,
@@ -49,14 +48,11 @@ def probe_curve_figure(curve: ProbeCurve) -> go.Figure:
     for i, name in enumerate(curve.probes):
         figure.add_trace(band(ks, low[i], high[i], i))
         figure.add_trace(
-            go.Scatter(
-                x=ks,
-                y=accuracy[i],
-                mode="lines+markers",
-                name=plain(name),
-                legendgroup=str(i),
-                line={"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i % len(DASHES)], "width": 2.5},
-                marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
+            line(
+                ks,
+                accuracy[i],
+                plain(name),
+                i,
                 hovertemplate=f"<b>{plain(name)}</b><br>%{{x}} neurons<br>accuracy <b>%{{y:.1f}} %</b><extra></extra>",
             )
         )
@@ -144,14 +140,11 @@ def shift_effect_figure(effect: ShiftEffect) -> go.Figure:
         ends = [np.asarray([0.0, *values])[order] for values in (mean, least, most)]
         figure.add_trace(band(x[order], ends[1], ends[2], i))
         figure.add_trace(
-            go.Scatter(
-                x=x[order],
-                y=ends[0],
-                mode="lines+markers",
-                name=name,
-                legendgroup=str(i),
-                line={"color": PALETTE[i], "dash": DASHES[i], "width": 2.5},
-                marker={"symbol": SYMBOLS[i], "size": 7},
+            line(
+                x[order],
+                ends[0],
+                name,
+                i,
                 customdata=np.stack(ends[1:], axis=1),
                 hovertemplate=(
                     f"<b>{name}</b><br>shift %{{x:+.3g}}<br><b>%{{y:+.4g}}</b><br>{what} %{{customdata[0]:+.4g}} to "

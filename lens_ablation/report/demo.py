@@ -25,7 +25,7 @@ from lens_ablation.report.sections import (
     strongest,
     sweep_section,
 )
-from lens_ablation.sites import attention_neurons, heads
+from lens_ablation.selectors import attention_neurons, heads
 from lens_ablation.statistics.activation_statistics import ActivationStatistics
 from lens_ablation.statistics.collect import collect_statistics
 from lens_ablation.studies.intervals import weighted_mean

@@ -6,11 +6,11 @@ import torch
 from sklearn.linear_model import Ridge
 
 from lens_ablation.attribution import large_regression, packed_masks, regression
-from lens_ablation.attribution.coar import pearson
 from lens_ablation.attribution.packed_masks import column_chunks, column_square, keep_mean, row_chunks
 from lens_ablation.attribution.regression import fit_lasso, fit_ridge, predicted
 from lens_ablation.components import draw_removals
 from lens_ablation.engine.removals import Packed
+from lens_ablation.studies.correlations import pearson
 
 
 def linear(n_masks: int, n_components: int, noise: float = 0.0, n_examples: int = 3, fraction: float = 0.2):
@@ -29,7 +29,7 @@ def test_an_exactly_linear_output_is_recovered_in_its_own_unit(n_masks: int, n_c
     fit = fit_ridge(removed, outputs)
     torch.testing.assert_close(fit.weights, weights, atol=5e-2, rtol=0)
     torch.testing.assert_close(predicted(removed, fit.weights, fit.intercept), outputs, atol=2e-2, rtol=0)
-    assert float(pearson(fit.held_out, outputs).min()) > 0.999
+    assert float(pearson(fit.held_out, outputs, dim=0).min()) > 0.999
 
 
 def test_weights_and_intercept_to_1e_4_as_the_penalty_vanishes(monkeypatch: pytest.MonkeyPatch):
@@ -76,7 +76,7 @@ def test_scaling_an_output_scales_weights_and_a_constant_moves_the_intercept_onl
     torch.testing.assert_close(moved.weights, plain.weights, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(moved.intercept, plain.intercept + 7, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(
-        pearson(scaled.held_out, outputs), pearson(plain.held_out, outputs), atol=1e-3, rtol=1e-3
+        *(pearson(fit.held_out, outputs, dim=0) for fit in (scaled, plain)), atol=1e-3, rtol=1e-3
     )
 
 
@@ -88,7 +88,7 @@ def test_least_squares_dips_where_masks_are_as_many_as_components_and_ridge_does
     def correlation(n_masks: int) -> float:
         removed, outputs, _ = linear(n_masks, 100, noise=2.0)
         fit = fit_ridge(removed, outputs)
-        return float(pearson(predicted(fresh, fit.weights, fit.intercept), fresh_outputs).mean())
+        return float(pearson(predicted(fresh, fit.weights, fit.intercept), fresh_outputs, dim=0).mean())
 
     ridge = [correlation(n) for n in (50, 101, 200)]
     assert ridge[0] < ridge[1] < ridge[2]
@@ -116,7 +116,7 @@ def test_lasso_finds_the_few_components_that_matter():
     noise = 0.1 * torch.randn(150, 2, generator=torch.Generator().manual_seed(0))
     fit = fit_lasso(removed, kept @ truth.T + noise)
     torch.testing.assert_close(fit.weights, truth, atol=0.15, rtol=0)
-    assert float(pearson(fit.held_out, kept @ truth.T).min()) > 0.98
+    assert float(pearson(fit.held_out, kept @ truth.T, dim=0).min()) > 0.98
 
 
 @pytest.mark.parametrize(("n_masks", "n_components"), [(400, 120), (150, 260), (200, 200)])
@@ -152,7 +152,7 @@ def test_by_iteration_each_example_has_the_penalty_of_its_noise(monkeypatch: pyt
     held = np.arange(500) % 5 == 4
     assert bool(torch.isfinite(large.held_out[held]).all())
     assert bool(torch.isnan(large.held_out[~held]).all())
-    seen, left_out = (pearson(fit.held_out[held], outputs[held]) for fit in (large, whole))
+    seen, left_out = (pearson(fit.held_out[held], outputs[held], dim=0) for fit in (large, whole))
     torch.testing.assert_close(seen, left_out, atol=0.1, rtol=0)
     training = Packed(removed.bits[~held], 100)
     monkeypatch.undo()

@@ -9,6 +9,7 @@ from scipy.stats import pearsonr
 
 import lens_ablation as la
 from lens_ablation.empirical.groups import _drawn
+from lens_ablation.errors import UnsupportedModel
 from tests.empirical.by_hand import a_task, neurons_changed, probabilities, read_of
 from tests.families import N_LAYERS, build
 
@@ -148,3 +149,16 @@ def test_figures_show_what_the_results_hold():
     share = curves.by_layer()["linear"].to_numpy()
     np.testing.assert_allclose([trace.y[-1] for trace in by_layer.data], 100 * share)
     np.testing.assert_allclose(found.plot().data[0].y, found.values[:, 0].mean(dim=0), rtol=1e-5)
+
+
+def test_groups_of_up_projections_are_shifted_where_weights_were_processed():
+    family = build("llama", dtype=DOUBLE)
+    family.model.enable_compatibility_mode(disable_warnings=True)
+    task = a_task(family)
+    few = la.neurons(family.model, at="pre_linear")[1, :5]
+    found = la.neuron_gradients(family.model, task, few, dtype=DOUBLE, progress=False)
+    effects = la.group_effects(family.model, task, found, amount=1e-3, sizes=[5], n_groups=4, progress=False)
+    torch.testing.assert_close(effects.measured, effects.predicted, atol=1e-7, rtol=0.05)
+    assert float(effects.measured.abs().max()) > 1e-6
+    with pytest.raises(UnsupportedModel, match="processed"), la.shift(family.model, few, 1.0):
+        pass

@@ -13,14 +13,15 @@ from sklearn.linear_model import LinearRegression
 from torch import Tensor
 
 import lens_ablation as la
-from lens_ablation import sites as sites_module
+from lens_ablation import selectors
 from lens_ablation.data.metrics import loss
 from lens_ablation.empirical import gradients as gradients_module
 from lens_ablation.empirical import question as question_module
-from lens_ablation.empirical.curves import ShiftCurves, pearson, slope
+from lens_ablation.empirical.curves import ShiftCurves, slope
 from lens_ablation.empirical.gradients import NeuronGradients
 from lens_ablation.empirical.question import family_neurons
 from lens_ablation.errors import DamagedFile, UnsupportedModel
+from lens_ablation.studies.correlations import pearson
 from tests.empirical.by_hand import a_task, neurons_of, probabilities, read_of, shifted
 from tests.families import D_MLP, D_VOCAB, FAMILIES, N_LAYERS, Family, build
 
@@ -329,7 +330,7 @@ def test_the_up_projection_is_no_other_neuron(unchecked: Callable[[ModuleType], 
     with pytest.raises(UnsupportedModel, match="not gated, so they have no hook_pre_linear"):
         la.neurons(plain, at="pre_linear")
     with pytest.raises(ValueError, match="neurons are at 'post' or 'pre_linear', got 'gate'"):
-        unchecked(sites_module).neurons(plain, at="gate")
+        unchecked(selectors).neurons(plain, at="gate")
     family = build("llama", dtype=DOUBLE)
     task, site = a_task(family), la.neurons(family.model, at="pre_linear")[1, 3]
     with la.ablate(family.model, site, la.Zero(), positions="answer", task=task):

@@ -10,7 +10,8 @@ import torch
 
 import lens_ablation as la
 from lens_ablation.models.capture import capture
-from lens_ablation.optimal.agreement import log_correlation, spearman
+from lens_ablation.optimal.agreement import log_correlation
+from lens_ablation.studies.correlations import spearman
 from tests.families import FAMILIES, build
 from tests.optimal.test_fit import a_task, some_sites
 
