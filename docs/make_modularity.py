@@ -171,7 +171,7 @@ def enriched(measured: Measured) -> str:
                 row["weights"],
                 row["split"],
                 f"{middle:.1f} ({z[0]:.1f} to {z[-1]:.1f})".replace("-", "−"),
-                ", ".join(f"{value:.1f}" for value in by_layer).replace("-", "−"),
+                ", ".join(f"{round(value, 1) + 0:.1f}" for value in by_layer).replace("-", "−"),
                 again,
             ]
         )
@@ -190,6 +190,24 @@ def routed(measured: Measured) -> str:
     return table(["model", "experts by", "experts used: share of the accuracy kept"], cells)
 
 
+def size(measured: Measured) -> str:
+    """Seconds and memory of splitting a wide layer."""
+    names = {"random": "directions by chance", "clusters": "60 unequal clusters"}
+    cells = [
+        [
+            f"{row['shape'][0]:,} × {row['shape'][1]:,}, {names[row['rows']]}",
+            f"{row['experts']} of {' or '.join(map(str, row['sizes']))}",
+            f"{row['first_centres_s']:.0f} s",
+            f"{row['iterations']} in {row['iterations_s']:.0f} s",
+            f"{row['peak_gib']:.2f} GiB",
+        ]
+        for row in measured["size"]
+    ]
+    return table(["rows", "experts", "first centres", "iterations until labels stood", "peak memory"], cells) + (
+        "\nOne core, single precision; memory is that above the libraries', the rows themselves included.\n"
+    )
+
+
 TABLES: Tables = {
     "modularity-goal": (["domains", "digits"], goal),
     "modularity-reading": (["domains", "digits"], reading),
@@ -200,6 +218,7 @@ TABLES: Tables = {
     "modularity-overlaps": (["cross"], overlaps),
     "modularity-experts": (["experts"], enriched),
     "modularity-routing": (["experts"], routed),
+    "modularity-size": (["size"], size),
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lens_ablation.data.inputs import batches_of, rows_that_fit
 from lens_ablation.data.task import Task
@@ -89,8 +90,7 @@ class ParameterClustering(ExpertSplit):
         found: list[np.ndarray] = []
         how = ""
         for layer in layers:
-            rows = input_weights(model, layer, self.matrix).numpy()
-            rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+            rows = normalize(input_weights(model, layer, self.matrix).float(), dim=1).numpy()
             labels, how = balanced_clusters(rows, n_experts, seed=self.seed, n_init=self.n_init, max_iter=self.max_iter)
             found.append(labels)
             advance(1)

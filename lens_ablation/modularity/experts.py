@@ -178,7 +178,6 @@ def split_into_experts(
         progress: ``True`` for a bar, ``False`` for silence, or a callable given ``(done, total)`` layers.
 
     Raises:
-        MissingExtra: layers of more than 4096 neurons need the extra ``experts``.
         UnknownSite: there is no such layer.
         UnsupportedModel: the model has no MLP neurons, or no input weights of them.
         ValueError: the number of experts does not divide the width; the message lists those that do.

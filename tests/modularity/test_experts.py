@@ -11,8 +11,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import lens_ablation as la
-from lens_ablation.errors import DamagedFile, MissingExtra, StatisticsMismatch, UnknownSite
-from lens_ablation.modularity import balanced
+from lens_ablation.errors import DamagedFile, StatisticsMismatch, UnknownSite
 from lens_ablation.modularity.balanced import balanced_clusters, balanced_lloyd
 from lens_ablation.modularity.expert_splits import co_activation, input_weights
 from tests.families import FAMILIES, build
@@ -57,16 +56,6 @@ def test_both_ways_agree_on_planted_clusters():
     found, how = balanced_clusters(points, 6, seed=0, n_init=4, max_iter=50)
     assert how == "k-means-constrained"
     assert adjusted_rand_score(labels, found) == 1
-
-
-def test_too_many_neurons_need_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(balanced, "find_spec", lambda name: None)
-    monkeypatch.setattr(balanced, "MOST_WITHOUT_EXTRA", 40)
-    points, _ = planted(6, 8)
-    with pytest.raises(MissingExtra, match="lens-ablation"):
-        balanced_clusters(points, 6, seed=0, n_init=1, max_iter=5)
-    monkeypatch.setattr(balanced, "MOST_WITHOUT_EXTRA", 48)
-    assert balanced_clusters(points, 6, seed=0, n_init=1, max_iter=5)[1] == "balanced Lloyd"
 
 
 @pytest.mark.model
