@@ -235,7 +235,7 @@ def expert_map(result: Enrichment, name: str | None = None) -> go.Figure:
     counts = np.sort(result.counts[i], axis=1)[:, ::-1]
     ratio = np.sort(result.ratio[i], axis=1)[:, ::-1]
     # none at all has no logarithm: it is shown as the end of the scale, which no other count reaches
-    limit = int(np.ceil(np.log2(np.maximum(np.nanmax(ratio), 1 / np.nanmin(ratio[ratio > 0]))))) + 1
+    limit = int(np.ceil(np.abs(np.log2(ratio[ratio > 0])).max(initial=0))) + 1
     shown = np.where(ratio > 0, np.log2(np.where(ratio > 0, ratio, 1)), np.where(np.isnan(ratio), np.nan, -limit))
     ticks = range(1 - limit, limit)
     figure = new_figure(

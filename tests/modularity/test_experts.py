@@ -185,6 +185,11 @@ def test_figures_show_what_the_results_hold():
     np.testing.assert_allclose(found.plot().data[0].y, found.z[0])
     shown = la.plots.expert_map(found)
     assert shown.data[0].customdata[1].tolist() == [16, 0, 0, 0, 0, 0, 0, 0]
+    # 16 where the mean is 2; none at all is the end of the scale, and a layer without any is left out
+    assert shown.data[0].z[1].tolist() == [3, -4, -4, -4, -4, -4, -4, -4]
+    assert (shown.data[0].zmin, shown.data[0].colorbar.ticktext[0]) == (-4, "none")
+    assert np.isnan(shown.data[0].z[0]).all()
+    assert "RandomSplit" in shown.layout.title.subtitle.text
     with pytest.raises(ValueError, match="no set"):
         la.plots.expert_map(found, "other")
     quality = la.routed_quality(model, la.tasks.digits(model, n=6), experts, kept=(1, 4), progress=False)
