@@ -11,17 +11,25 @@ from torch import Tensor
 
 from lens_ablation.modularity.assignment import balanced_assignment
 
+CONSTRAINED = "k-means-constrained"
+
+
+def computed_by() -> str:
+    """What computes balanced clusters here."""
+    return "balanced Lloyd" if find_spec("k_means_constrained") is None else CONSTRAINED
+
 
 def balanced_clusters(
     points: Float[np.ndarray, "point dimension"], n_clusters: int, *, seed: int, n_init: int, max_iter: int
-) -> tuple[Int[np.ndarray, " point"], str]:
-    """A label to each point, every label equally often, and what computed it.
+) -> Int[np.ndarray, " point"]:
+    """A label to each point, every label equally often.
 
     By ``k-means-constrained`` where the extra ``experts`` is installed; else by ``balanced_lloyd``. Both assign points
     to centres by least total distance (not squared) and move centres to means.
     """
     size = len(points) // n_clusters
-    if find_spec("k_means_constrained") is not None:
+    how = computed_by()
+    if how == CONSTRAINED:
         model = importlib.import_module("k_means_constrained").KMeansConstrained(
             n_clusters=n_clusters,
             size_min=size,
@@ -31,11 +39,11 @@ def balanced_clusters(
             random_state=seed,
             n_jobs=1,  # several restart with other seeds, and fail on large data
         )
-        labels, how = np.asarray(model.fit(points).labels_, dtype=np.int64), "k-means-constrained"
+        labels = np.asarray(model.fit(points).labels_, dtype=np.int64)
     else:
-        labels, how = balanced_lloyd(points, n_clusters, seed=seed, n_init=n_init, max_iter=max_iter), "balanced Lloyd"
+        labels = balanced_lloyd(points, n_clusters, seed=seed, n_init=n_init, max_iter=max_iter)
     require_balanced(labels, n_clusters, how)
-    return labels, how
+    return labels
 
 
 def require_balanced(labels: Int[np.ndarray, " point"], n_clusters: int, how: str) -> None:

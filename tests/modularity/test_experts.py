@@ -11,8 +11,9 @@ import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import lens_ablation as la
-from lens_ablation.errors import DamagedFile, StatisticsMismatch, UnknownSite
-from lens_ablation.modularity.balanced import balanced_clusters, balanced_lloyd
+from lens_ablation.errors import DamagedFile, HookDidNotFire, StatisticsMismatch, StoreMismatch, UnknownSite
+from lens_ablation.modularity import expert_splits
+from lens_ablation.modularity.balanced import balanced_clusters, balanced_lloyd, computed_by
 from lens_ablation.modularity.expert_splits import co_activation, input_weights
 from tests.families import FAMILIES, build
 
@@ -53,8 +54,8 @@ def test_each_assignment_is_the_cheapest_balanced_one():
 @pytest.mark.skipif(find_spec("k_means_constrained") is None, reason="the extra experts is not installed")
 def test_both_ways_agree_on_planted_clusters():
     points, labels = planted(6, 8)
-    found, how = balanced_clusters(points, 6, seed=0, n_init=4, max_iter=50)
-    assert how == "k-means-constrained"
+    found = balanced_clusters(points, 6, seed=0, n_init=4, max_iter=50)
+    assert computed_by() == "k-means-constrained"
     assert adjusted_rand_score(labels, found) == 1
 
 
@@ -94,6 +95,66 @@ def test_experts_are_sites_that_can_be_ablated(tmp_path: Path):
     assert la.sweep(family.model, task, experts[1, 3], la.Zero(), progress=False).values.shape == (4, 3)
     with pytest.raises(DamagedFile):
         la.Overlap.load(tmp_path / "RoundRobin")
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("sort", ["weights", "co-activation"])
+def test_a_killed_split_goes_on(sort: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    family = build("gpt2")
+    inputs = family.inputs(n=8)
+    split = QUICK if sort == "weights" else la.CoActivation(inputs, n_init=2)
+    whole = la.split_into_experts(family.model, None, 12, split, progress=False)
+    engine = la.Engine(store=tmp_path)
+
+    def kill(done: int, total: int) -> None:
+        if done == 2:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        la.split_into_experts(family.model, None, 12, split, engine=engine, progress=kill)
+    clustered: list[int] = []
+    original = expert_splits.balanced_clusters
+
+    def counting(points: np.ndarray, *args: Any, **options: Any) -> np.ndarray:
+        clustered.append(len(points))
+        return original(points, *args, **options)
+
+    monkeypatch.setattr(expert_splits, "balanced_clusters", counting)
+    again = la.split_into_experts(family.model, None, 12, split, engine=engine, progress=False)
+    assert clustered == [48]
+    assert again.digest == whole.digest
+    assert again.settings == whole.settings
+    (tmp_path / "layers" / "layer-1" / "tensors.safetensors").write_bytes(b"cut")
+    assert la.split_into_experts(family.model, [1], 12, split, engine=engine, progress=False).digest
+    assert clustered == [48, 48]
+    other = la.ParameterClustering(n_init=3) if sort == "weights" else la.CoActivation(inputs[:5], n_init=2)
+    with pytest.raises(StoreMismatch, match="another run"):
+        la.split_into_experts(family.model, None, 12, other, engine=engine, progress=False)
+    with pytest.raises(StoreMismatch, match="another run"):
+        la.split_into_experts(family.model, None, 6, split, engine=engine, progress=False)
+
+
+def test_graphs_that_do_not_fit_together_are_measured_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    family = build("gpt2")
+    split = la.CoActivation(family.inputs(n=8), n_init=2)
+    together = la.split_into_experts(family.model, None, 12, split, progress=False)
+    monkeypatch.setattr(expert_splits, "GRAPH_BYTES", 2 * 8 * 48**2 + 1)
+    assert la.split_into_experts(family.model, None, 12, split, progress=False).digest == together.digest
+
+
+def test_a_hook_of_co_activation_that_does_not_fire_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    family = build("gpt2")
+    original = expert_splits.forward
+
+    def silent(model: Any, inputs: Any, *, fwd_hooks: Any, **options: Any) -> Any:
+        return original(model, inputs, fwd_hooks=fwd_hooks[1:], **options)
+
+    monkeypatch.setattr(expert_splits, "forward", silent)
+    with pytest.raises(HookDidNotFire):
+        co_activation(family.model, family.inputs(n=5), [0, 1])
 
 
 def test_what_cannot_be_split_is_refused():
