@@ -176,7 +176,8 @@ def enriched(measured: Measured) -> str:
             ]
         )
     header = ["model", "weights", "experts by", "z over all layers (range over tasks)", "by layer", "seed to seed"]
-    return table(header, cells)
+    by = next(row["computed_by"] for row in measured["experts"] if row["split"] == "weights")
+    return table(header, cells) + f"\nClusters computed by {by}.\n"
 
 
 def routed(measured: Measured) -> str:
