@@ -198,15 +198,17 @@ def size(measured: Measured) -> str:
         [
             f"{row['shape'][0]:,} × {row['shape'][1]:,}, {names[row['rows']]}",
             f"{row['experts']} of {' or '.join(map(str, row['sizes']))}",
-            f"{row['first_centres_s']:.0f} s",
-            f"{row['iterations']} in {row['iterations_s']:.0f} s",
+            row["by"],
+            f"{row['seconds']:.0f} s",
+            str(row["iterations"]),
+            f"{row['inertia']:,.0f}",
             f"{row['peak_gib']:.2f} GiB",
         ]
         for row in measured["size"]
     ]
-    return table(["rows", "experts", "first centres", "iterations until labels stood", "peak memory"], cells) + (
-        "\nOne core, single precision; memory is that above the libraries', the rows themselves included.\n"
-    )
+    return table(
+        ["rows", "experts", "computed by", "time", "iterations", "squared distances", "peak memory"], cells
+    ) + ("\nOne core, single precision; memory is that above the libraries', the rows themselves included.\n")
 
 
 TABLES: Tables = {

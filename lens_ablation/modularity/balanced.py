@@ -11,12 +11,20 @@ from torch import Tensor
 
 from lens_ablation.modularity.assignment import balanced_assignment
 
-CONSTRAINED = "k-means-constrained"
+LLOYD, CONSTRAINED = "balanced Lloyd", "k-means-constrained"
+
+
+class Descent(NamedTuple):
+    """Labels, their sum of squared distances to the centres they were assigned to, and iterations until they stood."""
+
+    labels: Int[np.ndarray, " point"]
+    inertia: float
+    n_iter: int
 
 
 def computed_by() -> str:
     """What computes balanced clusters here."""
-    return "balanced Lloyd" if find_spec("k_means_constrained") is None else CONSTRAINED
+    return LLOYD if find_spec("k_means_constrained") is None else CONSTRAINED
 
 
 def balanced_clusters(
@@ -27,23 +35,28 @@ def balanced_clusters(
     By ``k-means-constrained`` where the extra ``experts`` is installed; else by ``balanced_lloyd``. Both assign points
     to centres by least total distance (not squared) and move centres to means.
     """
-    size = len(points) // n_clusters
-    how = computed_by()
-    if how == CONSTRAINED:
-        model = importlib.import_module("k_means_constrained").KMeansConstrained(
-            n_clusters=n_clusters,
-            size_min=size,
-            size_max=size,
-            n_init=n_init,
-            max_iter=max_iter,
-            random_state=seed,
-            n_jobs=1,  # several restart with other seeds, and fail on large data
-        )
-        labels = np.asarray(model.fit(points).labels_, dtype=np.int64)
-    else:
-        labels = balanced_lloyd(points, n_clusters, seed=seed, n_init=n_init, max_iter=max_iter)
-    require_balanced(labels, n_clusters, how)
+    way = balanced_lloyd if computed_by() == LLOYD else constrained_clusters
+    labels = way(points, n_clusters, seed=seed, n_init=n_init, max_iter=max_iter).labels
+    require_balanced(labels, n_clusters, computed_by())
     return labels
+
+
+def constrained_clusters(
+    points: Float[np.ndarray, "point dimension"], n_clusters: int, *, seed: int, n_init: int, max_iter: int
+) -> Descent:
+    """Those of ``k-means-constrained``, which rounds distances to a thousandth."""
+    size = len(points) // n_clusters
+    found = importlib.import_module("k_means_constrained").KMeansConstrained(
+        n_clusters=n_clusters,
+        size_min=size,
+        size_max=size,
+        n_init=n_init,
+        max_iter=max_iter,
+        random_state=seed,
+        n_jobs=1,  # several restart with other seeds, and fail on large data
+    )
+    found.fit(points)
+    return Descent(np.asarray(found.labels_, dtype=np.int64), float(found.inertia_), int(found.n_iter_))
 
 
 def require_balanced(labels: Int[np.ndarray, " point"], n_clusters: int, how: str) -> None:
@@ -62,7 +75,7 @@ def require_balanced(labels: Int[np.ndarray, " point"], n_clusters: int, how: st
 
 def balanced_lloyd(
     points: Float[np.ndarray, "point dimension"], n_clusters: int, *, seed: int, n_init: int, max_iter: int
-) -> Int[np.ndarray, " point"]:
+) -> Descent:
     """Lloyd's algorithm with exact balanced assignment: each centre is given its number of points at least cost.
 
     Distances are those of single precision. Of all iterations of all restarts that with the least sum of squared
@@ -73,15 +86,7 @@ def balanced_lloyd(
         descend(rows, first_centres(rows, n_clusters, np.random.default_rng(seed + start)), max_iter)
         for start in range(n_init)
     ]
-    return min(descents, key=lambda found: found.inertia).labels
-
-
-class Descent(NamedTuple):
-    """Labels, their sum of squared distances to the centres they were assigned to, and iterations until they stood."""
-
-    labels: Int[np.ndarray, " point"]
-    inertia: float
-    n_iter: int
+    return min(descents, key=lambda found: found.inertia)
 
 
 def descend(

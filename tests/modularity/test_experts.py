@@ -29,20 +29,20 @@ def planted(n_clusters: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.n
 
 def test_planted_clusters_are_found_and_have_one_size():
     points, labels = planted(6, 8)
-    found = balanced_lloyd(points, 6, seed=0, n_init=4, max_iter=50)
+    found = balanced_lloyd(points, 6, seed=0, n_init=4, max_iter=50).labels
     assert np.bincount(found).tolist() == [8] * 6
     assert adjusted_rand_score(labels, found) == 1
     order = np.random.default_rng(1).permutation(48)
-    moved = balanced_lloyd(points[order], 6, seed=0, n_init=4, max_iter=50)
+    moved = balanced_lloyd(points[order], 6, seed=0, n_init=4, max_iter=50).labels
     assert adjusted_rand_score(found[order], moved) == 1
-    assert np.array_equal(found, balanced_lloyd(points, 6, seed=0, n_init=4, max_iter=50))
+    assert np.array_equal(found, balanced_lloyd(points, 6, seed=0, n_init=4, max_iter=50).labels)
 
 
 def test_each_assignment_is_the_cheapest_balanced_one():
     from itertools import permutations
 
     points, _ = planted(2, 3, seed=4)
-    found = balanced_lloyd(points, 2, seed=0, n_init=8, max_iter=50)
+    found = balanced_lloyd(points, 2, seed=0, n_init=8, max_iter=50).labels
 
     def cost(labels: np.ndarray) -> float:
         return sum(((points[labels == k] - points[labels == k].mean(axis=0)) ** 2).sum() for k in (0, 1))
