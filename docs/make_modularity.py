@@ -171,12 +171,13 @@ def enriched(measured: Measured) -> str:
                 row["weights"],
                 row["split"],
                 f"{middle:.1f} ({z[0]:.1f} to {z[-1]:.1f})".replace("-", "−"),
-                ", ".join(f"{value:.1f}" for value in by_layer).replace("-", "−"),
+                ", ".join(f"{round(value, 1) + 0:.1f}" for value in by_layer).replace("-", "−"),
                 again,
             ]
         )
     header = ["model", "weights", "experts by", "z over all layers (range over tasks)", "by layer", "seed to seed"]
-    return table(header, cells)
+    by = next(row["computed_by"] for row in measured["experts"] if row["split"] == "weights")
+    return table(header, cells) + f"\nClusters computed by {by}.\n"
 
 
 def routed(measured: Measured) -> str:
@@ -190,6 +191,26 @@ def routed(measured: Measured) -> str:
     return table(["model", "experts by", "experts used: share of the accuracy kept"], cells)
 
 
+def size(measured: Measured) -> str:
+    """Seconds and memory of splitting a wide layer."""
+    names = {"random": "directions by chance", "clusters": "60 unequal clusters"}
+    cells = [
+        [
+            f"{row['shape'][0]:,} × {row['shape'][1]:,}, {names[row['rows']]}",
+            f"{row['experts']} of {' or '.join(map(str, row['sizes']))}",
+            row["by"],
+            f"{row['seconds']:.0f} s",
+            str(row["iterations"]),
+            f"{row['inertia']:,.0f}",
+            f"{row['peak_gib']:.2f} GiB",
+        ]
+        for row in measured["size"]
+    ]
+    return table(
+        ["rows", "experts", "computed by", "time", "iterations", "squared distances", "peak memory"], cells
+    ) + ("\nOne core, single precision; memory is that above the libraries', the rows themselves included.\n")
+
+
 TABLES: Tables = {
     "modularity-goal": (["domains", "digits"], goal),
     "modularity-reading": (["domains", "digits"], reading),
@@ -200,6 +221,7 @@ TABLES: Tables = {
     "modularity-overlaps": (["cross"], overlaps),
     "modularity-experts": (["experts"], enriched),
     "modularity-routing": (["experts"], routed),
+    "modularity-size": (["size"], size),
 }
 
 

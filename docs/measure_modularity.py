@@ -2,23 +2,29 @@
 
 Writes ``docs/modularity.json``; ``python docs/make_modularity.py`` makes tables and figures of it. Parts: ``domains``
 and ``digits`` (forgetting by every score), ``cross`` (cross-pruning, trained and fresh weights), ``experts``
-(enrichment, routing). All take some five minutes on one core.
+(enrichment, routing), ``size`` (seconds and memory of splitting a wide layer; needs the extra ``experts``). All take
+some ten minutes on one core.
 """
 
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 import lens_ablation as la
 from docs.measured import measure
 from lens_ablation.data.task import joined
 from lens_ablation.models.protocol import LensModel
+from lens_ablation.modularity.balanced import CONSTRAINED, LLOYD, constrained_clusters, descend, first_centres
 from lens_ablation.modularity.importance import ImportanceKind
 from lens_ablation.studies.correlations import pearson
 
@@ -32,6 +38,7 @@ STEPS = {"tiny-lm": (0.05, 5), "tiny-vit": (0.05, 9)}
 N_SCORED, N_TESTED, N_RANDOM = 24, 24, 3
 FRACTION, N_SEEDS, N_EXPERTS = 0.1, 5, {"tiny-lm": 16, "tiny-vit": 8}
 FORGOTTEN_DIGITS = (0, 3, 6)
+WIDE, N_PLANTED = (14336, 4096, 128), 60
 
 Row = dict[str, Any]
 
@@ -210,11 +217,57 @@ def measure_experts() -> list[Row]:
     return rows
 
 
+def split_wide(by: str, kind: str) -> Row:
+    """Seconds, iterations and peak memory of one restart on rows of a wide layer, in a process of its own.
+
+    Memory is that above the libraries', and includes the rows. ``random``: directions by chance. ``clusters``: 60
+    clusters of sizes that differ 1,000-fold, so that most rows must go elsewhere than they would.
+    """
+    torch.set_num_threads(1)
+    libraries = psutil.Process().memory_info().rss
+    n, d, n_experts = WIDE
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(n, d, generator=generator)
+    if kind == "clusters":
+        weights = torch.logspace(-3, 0, N_PLANTED)
+        own = torch.multinomial(weights, n, replacement=True, generator=generator)
+        rows += torch.randn(N_PLANTED, d, generator=generator)[own]
+    rows /= rows.norm(dim=1, keepdim=True)
+    begun = time.perf_counter()
+    if by == CONSTRAINED:
+        found = constrained_clusters(rows.numpy(), n_experts, seed=0, n_init=1, max_iter=300)
+    else:
+        found = descend(rows, first_centres(rows, n_experts, np.random.default_rng(0)), 300)
+    return {
+        "by": by,
+        "rows": kind,
+        "shape": [n, d],
+        "experts": n_experts,
+        "sizes": np.unique(np.bincount(found.labels, minlength=n_experts)).tolist(),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "iterations": found.n_iter,
+        "inertia": round(found.inertia, 2),
+        "peak_gib": round((1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - libraries) / 2**30, 2),
+    }
+
+
+def measure_size() -> list[Row]:
+    """Splitting a layer as wide as Mistral-7B's."""
+    rows: list[Row] = []
+    # the extra takes minutes on clusters
+    for by, kind in ((LLOYD, "random"), (LLOYD, "clusters"), (CONSTRAINED, "random")):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rows.append(pool.submit(split_wide, by, kind).result())
+        print(rows[-1], flush=True)
+    return rows
+
+
 PARTS: dict[str, Callable[[], object]] = {
     "domains": partial(measure_scores, "tiny-lm", DOMAINS),
     "digits": partial(measure_scores, "tiny-vit", tuple(map(str, FORGOTTEN_DIGITS))),
     "cross": measure_cross,
     "experts": measure_experts,
+    "size": measure_size,
 }
 
 

@@ -21,6 +21,7 @@ from lens_ablation.models.anatomy import Anatomy, anatomy, probe_inputs
 from lens_ablation.models.fingerprint import weight_processing
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import LensModel
+from lens_ablation.models.rows import weight_of
 from lens_ablation.sites import HookPoint, SiteSet
 
 READ = ("z", "post")
@@ -179,7 +180,7 @@ def fold(linear: Module, here: Mapping[HookPoint, Write]) -> Folded:
 
     Sums run in float64 and are rounded once. Where the map's output is written over, what it reads counts no more.
     """
-    weight, bias = _weight_of(linear).clone(), _bias_of(linear)
+    weight, bias = weight_of(linear).clone(), _bias_of(linear)
     total = torch.zeros(weight.shape[1], dtype=torch.float64) if bias is None else bias.cpu().double()
     for write in (write for point, write in here.items() if point.activation in READ):
         total = total + write.values[write.marked].double() @ weight.cpu()[write.marked].double()
@@ -193,18 +194,11 @@ def fold(linear: Module, here: Mapping[HookPoint, Write]) -> Folded:
 
 def put(linear: Module, new: Folded) -> None:
     """Give a linear map its new weight and bias."""
-    _weight_of(linear).copy_(new.weight)
+    weight_of(linear).copy_(new.weight)
     bias = _bias_of(linear)
     if new.bias is not None:
         assert bias is not None
         bias.copy_(new.bias)
-
-
-def _weight_of(linear: Module) -> Float[Tensor, "input output"]:
-    """The weight as ``input @ weight`` takes it: ``Linear`` stores the transpose, ``Conv1D`` this."""
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
-    return weight.data.T if isinstance(linear, torch.nn.Linear) else weight.data
 
 
 def _bias_of(linear: Module) -> Float[Tensor, " output"] | None:

@@ -134,6 +134,11 @@ def rows_that_fit(inputs: Inputs) -> int:
     return IMAGES_PER_PASS if inputs.ndim == 4 else max(1, TOKENS_PER_PASS // inputs.shape[1])
 
 
+def rows_per_pass(data: object, model: LensModel) -> int:
+    """Rows of any data that ``batches_of`` takes in a forward pass where the caller leaves the choice."""
+    return rows_that_fit(next(iter(batches_of(data, model, 1))).inputs)
+
+
 def batches_of(data: object, model: LensModel, batch_size: int, *, single_pass: bool = False) -> Batches:
     """Inputs of ``data`` in batches of at most ``batch_size`` rows, with masks, for ``model``.
 

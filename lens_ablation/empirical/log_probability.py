@@ -18,7 +18,7 @@ from lens_ablation.engine.tail import head_logits
 from lens_ablation.errors import UnsupportedModel
 from lens_ablation.models.checks import check_sites
 from lens_ablation.models.protocol import LensModel
-from lens_ablation.models.rows import row_maps
+from lens_ablation.models.rows import row_maps, weight_of
 from lens_ablation.sites import HookPoint
 
 
@@ -108,8 +108,8 @@ def written_rows(model: LensModel, layer: int) -> Float[Tensor, "unit d_model"]:
         UnsupportedModel: no single linear map reads it.
     """
     readers = row_maps(model).readers.get(("post", layer), ())
-    if len(readers) == 1 and isinstance(weight := readers[0].weight, Tensor):
-        return weight.detach() if type(readers[0]).__name__ == "Conv1D" else weight.detach().T
+    if len(readers) == 1:
+        return weight_of(readers[0])
     blocks = getattr(model, "blocks", None)
     own = dict(blocks[layer].named_parameters()).get("mlp.W_out") if isinstance(blocks, torch.nn.ModuleList) else None
     if own is None:

@@ -276,6 +276,13 @@ def is_linear(module: Module) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def weight_of(linear: Module) -> Float[Tensor, "input output"]:
+    """The weight as ``input @ weight`` takes it, to be read or written: ``Linear`` stores the transpose."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight.data.T if isinstance(linear, torch.nn.Linear) else weight.data
+
+
 def _blocks(model: LensModel) -> list[Module]:
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, torch.nn.ModuleList):

@@ -2,51 +2,61 @@
 
 import importlib
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import kmeans_plusplus
+from torch import Tensor
 
-from lens_ablation.errors import MissingExtra
+from lens_ablation.modularity.assignment import balanced_assignment
 
-MOST_WITHOUT_EXTRA = 4096
-"""Most points that are clustered without the extra ``experts``: exact assignment takes their square in memory."""
+LLOYD, CONSTRAINED = "balanced Lloyd", "k-means-constrained"
+
+
+class Descent(NamedTuple):
+    """Labels, their sum of squared distances to the centres they were assigned to, and iterations until they stood."""
+
+    labels: Int[np.ndarray, " point"]
+    inertia: float
+    n_iter: int
+
+
+def computed_by() -> str:
+    """What computes balanced clusters here."""
+    return LLOYD if find_spec("k_means_constrained") is None else CONSTRAINED
 
 
 def balanced_clusters(
     points: Float[np.ndarray, "point dimension"], n_clusters: int, *, seed: int, n_init: int, max_iter: int
-) -> tuple[Int[np.ndarray, " point"], str]:
-    """A label to each point, every label equally often, and what computed it.
+) -> Int[np.ndarray, " point"]:
+    """A label to each point, every label equally often.
 
     By ``k-means-constrained`` where the extra ``experts`` is installed; else by ``balanced_lloyd``. Both assign points
     to centres by least total distance (not squared) and move centres to means.
-
-    Raises:
-        MissingExtra: there are more points than the second way can take.
     """
+    way = balanced_lloyd if computed_by() == LLOYD else constrained_clusters
+    labels = way(points, n_clusters, seed=seed, n_init=n_init, max_iter=max_iter).labels
+    require_balanced(labels, n_clusters, computed_by())
+    return labels
+
+
+def constrained_clusters(
+    points: Float[np.ndarray, "point dimension"], n_clusters: int, *, seed: int, n_init: int, max_iter: int
+) -> Descent:
+    """Those of ``k-means-constrained``, which rounds distances to a thousandth."""
     size = len(points) // n_clusters
-    if find_spec("k_means_constrained") is not None:
-        model = importlib.import_module("k_means_constrained").KMeansConstrained(
-            n_clusters=n_clusters,
-            size_min=size,
-            size_max=size,
-            n_init=n_init,
-            max_iter=max_iter,
-            random_state=seed,
-            n_jobs=1,  # several restart with other seeds, and fail on large data
-        )
-        labels, how = np.asarray(model.fit(points).labels_, dtype=np.int64), "k-means-constrained"
-    elif len(points) > MOST_WITHOUT_EXTRA:
-        raise MissingExtra(
-            f"{len(points)} neurons are too many to be balanced without k-means-constrained. Install it: "
-            "pip install 'lens-ablation[experts]'"
-        )
-    else:
-        labels, how = balanced_lloyd(points, n_clusters, seed=seed, n_init=n_init, max_iter=max_iter), "balanced Lloyd"
-    require_balanced(labels, n_clusters, how)
-    return labels, how
+    found = importlib.import_module("k_means_constrained").KMeansConstrained(
+        n_clusters=n_clusters,
+        size_min=size,
+        size_max=size,
+        n_init=n_init,
+        max_iter=max_iter,
+        random_state=seed,
+        n_jobs=1,  # several restart with other seeds, and fail on large data
+    )
+    found.fit(points)
+    return Descent(np.asarray(found.labels_, dtype=np.int64), float(found.inertia_), int(found.n_iter_))
 
 
 def require_balanced(labels: Int[np.ndarray, " point"], n_clusters: int, how: str) -> None:
@@ -65,36 +75,63 @@ def require_balanced(labels: Int[np.ndarray, " point"], n_clusters: int, how: st
 
 def balanced_lloyd(
     points: Float[np.ndarray, "point dimension"], n_clusters: int, *, seed: int, n_init: int, max_iter: int
-) -> Int[np.ndarray, " point"]:
-    """Lloyd's algorithm with exact balanced assignment: each centre is given its number of points at least cost."""
-    rows = torch.from_numpy(np.ascontiguousarray(points)).double()
-    best: tuple[float, np.ndarray] | None = None
-    for start in range(n_init):
-        centres, _ = kmeans_plusplus(rows.numpy(), n_clusters, random_state=seed + start)
-        labels, inertia = _descend(rows, torch.from_numpy(centres), max_iter)
-        if best is None or inertia < best[0]:
-            best = inertia, labels
-    assert best is not None
-    return best[1]
+) -> Descent:
+    """Lloyd's algorithm with exact balanced assignment: each centre is given its number of points at least cost.
+
+    Distances are those of single precision. Of all iterations of all restarts that with the least sum of squared
+    distances is kept.
+    """
+    rows = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))
+    descents = [
+        descend(rows, first_centres(rows, n_clusters, np.random.default_rng(seed + start)), max_iter)
+        for start in range(n_init)
+    ]
+    return min(descents, key=lambda found: found.inertia)
 
 
-def _descend(
-    rows: Float[torch.Tensor, "point dimension"], centres: Float[torch.Tensor, "cluster dimension"], max_iter: int
-) -> tuple[np.ndarray, float]:
-    n_clusters, size = len(centres), len(rows) // len(centres)
-    labels = np.full(len(rows), -1)
-    best = labels, float("inf")
-    for _ in range(max_iter):
-        distances = torch.cdist(rows, centres)
-        places = linear_sum_assignment(distances.repeat_interleave(size, dim=1).numpy())[1]
-        now = (places // size).astype(np.int64)
-        inertia = float(distances[torch.arange(len(rows)), torch.from_numpy(now)].square().sum())
-        if inertia < best[1]:
-            best = now, inertia
+def descend(
+    rows: Float[Tensor, "point dimension"], centres: Float[Tensor, "cluster dimension"], max_iter: int
+) -> Descent:
+    """The best labels of Lloyd's iterations from these centres."""
+    labels, prices = np.full(len(rows), -1), None
+    best = Descent(labels, float("inf"), 0)
+    for n_iter in range(1, max_iter + 1):
+        squared = _squared_distances(rows, centres)
+        now, prices = balanced_assignment(squared.sqrt().double().numpy(), prices)
+        own = torch.from_numpy(now)
+        inertia = float(squared.gather(1, own[:, None]).double().sum())
+        best = Descent(now, inertia, n_iter) if inertia < best.inertia else best._replace(n_iter=n_iter)
         if np.array_equal(now, labels):
             break
         labels = now
-        own = torch.from_numpy(labels)
-        centres = torch.zeros_like(centres).index_add_(0, own, rows) / size
-    assert n_clusters * size == len(rows)
+        centres = torch.zeros_like(centres).index_add_(0, own, rows) * (len(centres) / len(rows))
     return best
+
+
+def first_centres(
+    rows: Float[Tensor, "point dimension"], n_clusters: int, rng: np.random.Generator
+) -> Float[Tensor, "cluster dimension"]:
+    """Greedy k-means++: points drawn by squared distance from the centres so far, of several tries the best.
+
+    As scikit-learn's ``kmeans_plusplus``, which turns single precision into double at every centre and takes four
+    times as long on wide layers.
+    """
+    n_tries = 2 + int(np.log(n_clusters))
+    chosen = [int(rng.integers(len(rows)))]
+    nearest = _squared_distances(rows, rows[chosen])
+    for _ in range(n_clusters - 1):
+        upto = nearest[:, 0].double().cumsum(0)
+        drawn = torch.searchsorted(upto, torch.from_numpy(rng.random(n_tries)) * upto[-1]).clamp(max=len(rows) - 1)
+        left = torch.minimum(nearest, _squared_distances(rows, rows[drawn]))
+        best = int(left.double().sum(dim=0).argmin())
+        nearest = left[:, best, None]
+        chosen.append(int(drawn[best]))
+    return rows[chosen]
+
+
+def _squared_distances(
+    rows: Float[Tensor, "point dimension"], centres: Float[Tensor, "cluster dimension"]
+) -> Float[Tensor, "point cluster"]:
+    """Without a copy of the rows, as ``torch.cdist`` makes."""
+    lengths = torch.linalg.vector_norm(rows, dim=1).square()[:, None] + centres.square().sum(dim=1)
+    return torch.addmm(lengths, rows, centres.T, alpha=-2).clamp(min=0)

@@ -22,8 +22,9 @@ from lens_ablation.methods.zero import Zero
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.importance import EPSILONS, ImportanceKind, importance
 from lens_ablation.modularity.overlap import Overlap, overlap
+from lens_ablation.modularity.parts import kept_parts
 from lens_ablation.modularity.prune import require_separate
-from lens_ablation.modularity.use import neuron_use, require_neurons
+from lens_ablation.modularity.use import NeuronUse, neuron_use, require_neurons
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.selectors import neurons
 from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _FILE_KIND = "cross-pruning"
+_SET_KIND = "selective-neurons"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -187,6 +189,7 @@ def selective_neurons(
     sites: SiteSet | Iterable[Site] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
+    engine: Engine | None = None,
     progress: Progress = True,
 ) -> dict[str, SiteSet]:
     """The neurons that each task uses most beyond what all data use, as many for each task, over all layers.
@@ -201,9 +204,11 @@ def selective_neurons(
         sites: ``neurons(model)`` (the default), ``attention_neurons(model)``, or some of them.
         seed: Of ``kind="random"``; each task has another order.
         batch_size: Rows in a forward pass; chosen when ``None``.
+        engine: Where the neurons of a finished task are kept; see ``Engine``.
         progress: ``True`` for a bar, ``False`` for silence, or a callable given ``(done, total)`` tasks.
 
     Raises:
+        StoreMismatch: the engine's store holds another run.
         ValueError: there are fewer than two tasks, or arguments do not fit together.
 
     Reference:
@@ -222,14 +227,27 @@ def selective_neurons(
         raise ValueError(f"give two tasks or more by name, got {', '.join(tasks) or 'none'}")
     chosen = require_neurons(check_sites_exist(neurons(model) if sites is None else as_site_set(sites), model))
     kept = joined(list(tasks.values())) if retain is None else retain
+    settings = {"retain": kept.fingerprint, "sites": chosen.digest, "score": [kind, epsilon], "fraction": fraction}
+    parts = kept_parts(model, engine, "neurons", _SET_KIND, settings)
+    common: list[NeuronUse] = []
+
+    def use_of(task: Task) -> NeuronUse:
+        return neuron_use(model, task, chosen, batch_size=batch_size, progress=False)
+
+    def neurons_of(task: Task, seed: int) -> SiteSet:
+        if not common:
+            common.append(use_of(kept))
+        return importance(use_of(task), kind, retain=common[0], epsilon=epsilon, seed=seed).top(fraction)
+
     found: dict[str, SiteSet] = {}
-    with progress_bar(progress, len(tasks) + 1, "selective neurons", "task") as advance:
-        common = neuron_use(model, kept, chosen, batch_size=batch_size, progress=False)
-        advance(1)
+    with progress_bar(progress, len(tasks), "selective neurons", "task") as advance:
         for i, (name, task) in enumerate(tasks.items()):
-            own = neuron_use(model, task, chosen, batch_size=batch_size, progress=False)
-            score = importance(own, kind, retain=common, epsilon=epsilon, seed=seed + i)
-            found[name] = score.top(fraction)
+            part, of = f"task-{i}", {"task": task.fingerprint, "seed": seed + i}
+            if (stored := parts.read(part, of)) is not None:
+                found[name] = SiteSet.from_stored(chosen.kind, stored[0]["addresses"].numpy(), chosen.shape)
+            else:
+                found[name] = neurons_of(task, seed + i)
+                parts.write(part, of, {"addresses": torch.from_numpy(found[name].addresses)}, {})
             advance(1)
     return found
 
@@ -307,6 +325,7 @@ def cross_pruning(
         sites=sites,
         seed=seed,
         batch_size=batch_size,
+        engine=engine,
         progress=False,
     )
     chosen = require_neurons(check_sites_exist(neurons(model) if sites is None else as_site_set(sites), model))

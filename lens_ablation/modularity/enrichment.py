@@ -37,6 +37,7 @@ class Enrichment:
         names: Names of the sets.
         layers: Which layers.
         size: Neurons of an expert.
+        settings: Model, way of splitting and digest of the experts.
     """
 
     counts: Int[np.ndarray, "set layer expert"]
@@ -48,6 +49,7 @@ class Enrichment:
     names: tuple[str, ...]
     layers: tuple[int, ...]
     size: int
+    settings: Mapping[str, object]
 
     @property
     def z(self) -> Float[np.ndarray, "set layer"]:
@@ -100,7 +102,7 @@ class Enrichment:
     def save(self, folder: str | Path) -> Path:
         """Write the result to a new folder: tensors as safetensors, settings as JSON."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in _ARRAYS}
-        plain = {"names": list(self.names), "layers": list(self.layers), "size": self.size}
+        plain = {"names": list(self.names), "layers": list(self.layers), "size": self.size, "settings": self.settings}
         return write_folder(folder, _FILE_KIND, tensors, plain)
 
     @classmethod
@@ -121,7 +123,7 @@ class Enrichment:
             for name in ("counts", "p_expert"):
                 require_shape(name, tensors[name], (*rows, tensors["counts"].shape[-1]))
             arrays: dict[str, Any] = {name: tensors[name].numpy() for name in _ARRAYS}
-            return cls(**arrays, names=names, layers=layers, size=int(plain["size"]))
+            return cls(**arrays, names=names, layers=layers, size=int(plain["size"]), settings=dict(plain["settings"]))
 
     def plot(self) -> "Figure":
         """z by layer, a line to a set."""
@@ -187,6 +189,7 @@ def enrichment(
         names=tuple(by_name),
         layers=experts.layers,
         size=experts.size,
+        settings={"model": experts.settings["model"], "split": experts.split_name, "experts": experts.digest},
     )
 
 

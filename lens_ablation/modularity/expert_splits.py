@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from lens_ablation.data.inputs import batches_of, rows_that_fit
+from lens_ablation.data.inputs import batches_of, rows_per_pass
 from lens_ablation.data.task import Task
-from lens_ablation.errors import UnsupportedModel
+from lens_ablation.errors import HookDidNotFire, UnsupportedModel
 from lens_ablation.models.anatomy import is_gated
 from lens_ablation.models.forward import forward
 from lens_ablation.models.protocol import LensModel
-from lens_ablation.models.rows import row_maps
-from lens_ablation.modularity.balanced import balanced_clusters
+from lens_ablation.models.rows import row_maps, weight_of
+from lens_ablation.modularity.balanced import balanced_clusters, computed_by
 from lens_ablation.sites import HookPoint
 from lens_ablation.strategy import Strategy
 
@@ -33,17 +34,29 @@ ZHANG_2022 = """@inproceedings{zhang2022moefication,
 Labels = Int[np.ndarray, "layer neuron"]
 Matrix = Literal["up", "gate"]
 
+GRAPH_BYTES = 2**31
+"""Most memory of the graphs of co-activation that are measured in one pass over the data."""
+
 
 class ExpertSplit(Strategy):
     """A way of splitting the neurons of a layer into experts. Subclasses are frozen dataclasses."""
 
     bibtex: ClassVar[str] = ZHANG_2022
 
+    @property
+    def computed_by(self) -> str:
+        """What computes it: where two programs can, their labels differ."""
+        return self.name
+
+    def described(self, model: LensModel) -> Mapping[str, object]:
+        """Settings, and of data what the model is shown."""
+        return self.settings
+
     @abstractmethod
     def labels(
-        self, model: LensModel, layers: Sequence[int], width: int, n_experts: int, advance: Callable[[int], None]
-    ) -> tuple[Labels, str]:
-        """The expert of each neuron of these layers, each expert equally often, and what computed it."""
+        self, model: LensModel, layers: Sequence[int], width: int, n_experts: int
+    ) -> Iterator[Int[np.ndarray, " neuron"]]:
+        """Layer by layer the expert of each neuron, each expert equally often."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +97,16 @@ class ParameterClustering(ExpertSplit):
     def settings(self) -> Mapping[str, object]:
         return dict(vars(self))
 
+    @property
+    def computed_by(self) -> str:
+        return computed_by()
+
     def labels(
-        self, model: LensModel, layers: Sequence[int], width: int, n_experts: int, advance: Callable[[int], None]
-    ) -> tuple[Labels, str]:
-        found: list[np.ndarray] = []
-        how = ""
+        self, model: LensModel, layers: Sequence[int], width: int, n_experts: int
+    ) -> Iterator[Int[np.ndarray, " neuron"]]:
         for layer in layers:
-            rows = input_weights(model, layer, self.matrix).numpy()
-            rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-            labels, how = balanced_clusters(rows, n_experts, seed=self.seed, n_init=self.n_init, max_iter=self.max_iter)
-            found.append(labels)
-            advance(1)
-        return np.stack(found), how
+            rows = normalize(input_weights(model, layer, self.matrix).float(), dim=1).numpy()
+            yield balanced_clusters(rows, n_experts, seed=self.seed, n_init=self.n_init, max_iter=self.max_iter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,17 +140,21 @@ class CoActivation(ExpertSplit):
         of = self.data.fingerprint if isinstance(self.data, Task) else type(self.data).__name__
         return {"data": of, "n_init": self.n_init, "seed": self.seed}
 
+    @property
+    def computed_by(self) -> str:
+        return f"eigenvectors, {computed_by()}"
+
+    def described(self, model: LensModel) -> Mapping[str, object]:
+        return {**self.settings, "data": batches_of(self.data, model, 1).fingerprint}
+
     def labels(
-        self, model: LensModel, layers: Sequence[int], width: int, n_experts: int, advance: Callable[[int], None]
-    ) -> tuple[Labels, str]:
-        found: list[np.ndarray] = []
-        how = ""
-        for graph in co_activation(model, self.data, layers).values():
-            points = _embedded(graph, n_experts)
-            labels, how = balanced_clusters(points, n_experts, seed=self.seed, n_init=self.n_init, max_iter=300)
-            found.append(labels)
-            advance(1)
-        return np.stack(found), f"eigenvectors, {how}"
+        self, model: LensModel, layers: Sequence[int], width: int, n_experts: int
+    ) -> Iterator[Int[np.ndarray, " neuron"]]:
+        at_once = max(1, GRAPH_BYTES // (8 * width**2))
+        for start in range(0, len(layers), at_once):
+            for graph in co_activation(model, self.data, layers[start : start + at_once]).values():
+                points = _embedded(graph, n_experts)
+                yield balanced_clusters(points, n_experts, seed=self.seed, n_init=self.n_init, max_iter=300)
 
 
 @dataclass(frozen=True)
@@ -163,11 +178,10 @@ class RandomSplit(ExpertSplit):
         return {"seed": self.seed}
 
     def labels(
-        self, model: LensModel, layers: Sequence[int], width: int, n_experts: int, advance: Callable[[int], None]
-    ) -> tuple[Labels, str]:
-        advance(len(layers))
-        own = np.arange(width) % n_experts
-        return np.stack([np.random.default_rng([self.seed, layer]).permutation(own) for layer in layers]), "permutation"
+        self, model: LensModel, layers: Sequence[int], width: int, n_experts: int
+    ) -> Iterator[Int[np.ndarray, " neuron"]]:
+        for layer in layers:
+            yield np.random.default_rng([self.seed, layer]).permutation(np.arange(width) % n_experts)
 
 
 @dataclass(frozen=True)
@@ -185,10 +199,10 @@ class RoundRobin(ExpertSplit):
         return {}
 
     def labels(
-        self, model: LensModel, layers: Sequence[int], width: int, n_experts: int, advance: Callable[[int], None]
-    ) -> tuple[Labels, str]:
-        advance(len(layers))
-        return np.tile(np.arange(width) % n_experts, (len(layers), 1)), "round robin"
+        self, model: LensModel, layers: Sequence[int], width: int, n_experts: int
+    ) -> Iterator[Int[np.ndarray, " neuron"]]:
+        for _ in layers:
+            yield np.arange(width) % n_experts
 
 
 def input_weights(model: LensModel, layer: int, matrix: Matrix = "up") -> Float[Tensor, "neuron d_model"]:
@@ -203,11 +217,7 @@ def input_weights(model: LensModel, layer: int, matrix: Matrix = "up") -> Float[
     activation = "pre_linear" if is_gated(model) and matrix == "up" else "pre"
     found = row_maps(model).givers.get((activation, layer), ())
     if len(found) == 1:
-        weight = found[0].weight
-        assert isinstance(weight, Tensor)
-        # GPT-2 stores [input, output], Linear the transpose
-        rows = weight.T if type(found[0]).__name__ == "Conv1D" else weight
-        return rows.detach().cpu().double()
+        return weight_of(found[0]).T.cpu()
     own: Any = getattr(getattr(model, "blocks", {})[layer], "mlp", None)
     weight = getattr(own, "W_gate" if matrix == "gate" else "W_in", None)
     if not isinstance(weight, Tensor):
@@ -215,27 +225,36 @@ def input_weights(model: LensModel, layer: int, matrix: Matrix = "up") -> Float[
             f"no one linear map of layer {layer} gives {HookPoint(activation, layer)}, so its neurons have no rows of "
             "input weights; split by CoActivation(data) instead"
         )
-    return weight.detach().T.cpu().double()
+    return weight.detach().T.cpu()
 
 
 def co_activation(
     model: LensModel, data: Task | Tensor | Iterable[object], layers: Sequence[int]
 ) -> dict[int, Float[np.ndarray, "neuron neuron"]]:
-    """Cosines of ``relu(z)`` over all real tokens of each two neurons of a layer; 0 of neurons never active."""
+    """Cosines of ``relu(z)`` over all real tokens of each two neurons of a layer; 0 of neurons never active.
+
+    Raises:
+        HookDidNotFire: a hook did not fire once in each forward pass.
+    """
     points = [HookPoint("post", layer) for layer in layers]
     sums: dict[HookPoint, Tensor] = {}
+    fired: list[HookPoint] = []
 
     def add(point: HookPoint, mask: Tensor | None, activation: Tensor, hook: object) -> None:
+        fired.append(point)
         active = activation.flatten(0, 1) if mask is None else activation[mask.to(activation.device)]
         active = active.detach().double().clamp(min=0)
         product = active.T @ active
         sums[point] = sums[point] + product if point in sums else product
 
-    size = rows_that_fit(next(iter(batches_of(data, model, 1))).inputs)
     with torch.no_grad():
-        for batch in batches_of(data, model, size):
+        for batch in batches_of(data, model, rows_per_pass(data, model)):
+            fired.clear()
             pairs = [(point.name, partial(add, point, batch.attention_mask)) for point in points]
             forward(model, batch.inputs, attention_mask=batch.attention_mask, fwd_hooks=pairs)
+            for point in points:
+                if fired.count(point) != 1:
+                    raise HookDidNotFire(point.name, 1, fired.count(point))
     found: dict[int, np.ndarray] = {}
     for point in points:
         product = sums[point].cpu().numpy()

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from sklearn.metrics import adjusted_rand_score
 
+from lens_ablation.engine.options import Engine
 from lens_ablation.errors import StatisticsMismatch, UnknownSite
 from lens_ablation.files import read_folder, reading, write_folder
 from lens_ablation.models.anatomy import anatomy
@@ -17,10 +18,12 @@ from lens_ablation.models.fingerprint import fingerprint, model_name, versions, 
 from lens_ablation.models.protocol import LensModel, require_evaluation_mode
 from lens_ablation.modularity.balanced import require_balanced
 from lens_ablation.modularity.expert_splits import ExpertSplit, ParameterClustering, digest_of_labels
+from lens_ablation.modularity.parts import kept_parts
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import SiteSet
 
 _FILE_KIND = "experts"
+_LAYER_KIND = "experts-of-a-layer"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -166,6 +169,7 @@ def split_into_experts(
     n_experts: int,
     split: ExpertSplit | None = None,
     *,
+    engine: Engine | None = None,
     progress: Progress = True,
 ) -> Experts:
     """Split the MLP neurons of layers into experts of exactly one size.
@@ -175,10 +179,11 @@ def split_into_experts(
         layers: One layer, several, or ``None`` for all.
         n_experts: Experts of each layer; must divide its width.
         split: ``ParameterClustering()`` (the default), ``CoActivation(data)``, ``RandomSplit()`` or ``RoundRobin()``.
+        engine: Where finished layers are kept; see ``Engine``.
         progress: ``True`` for a bar, ``False`` for silence, or a callable given ``(done, total)`` layers.
 
     Raises:
-        MissingExtra: layers of more than 4096 neurons need the extra ``experts``.
+        StoreMismatch: the engine's store holds another run.
         UnknownSite: there is no such layer.
         UnsupportedModel: the model has no MLP neurons, or no input weights of them.
         ValueError: the number of experts does not divide the width; the message lists those that do.
@@ -207,13 +212,24 @@ def split_into_experts(
             f"{n_experts} experts do not divide a layer of {width} neurons; take one of {', '.join(map(str, valid))}"
         )
     way = ParameterClustering() if split is None else split
+    settings = {
+        "split": way.name,
+        "split_settings": dict(way.described(model)),
+        "computed_by": way.computed_by,
+    }
+    parts = kept_parts(model, engine, "layers", _LAYER_KIND, {**settings, "n_experts": n_experts})
+    stored = {layer: parts.read(f"layer-{layer}", {"layer": layer}) for layer in chosen}
+    labels = {layer: part[0]["labels"].numpy() for layer, part in stored.items() if part is not None}
+    missing = [layer for layer in chosen if layer not in labels]
     with progress_bar(progress, len(chosen), f"experts: {way.name}", "layer") as advance:
-        labels, how = way.labels(model, chosen, width, n_experts, advance)
-    labels = np.asarray(labels, dtype=np.int64)
-    for row in labels:
-        require_balanced(row, n_experts, way.name)
+        advance(len(labels))
+        for layer, found in zip(missing, way.labels(model, missing, width, n_experts), strict=True):
+            labels[layer] = np.asarray(found, dtype=np.int64)
+            require_balanced(labels[layer], n_experts, way.name)
+            parts.write(f"layer-{layer}", {"layer": layer}, {"labels": torch.from_numpy(labels[layer])}, {})
+            advance(1)
     return Experts(
-        labels=labels,
+        labels=np.stack([labels[layer] for layer in chosen]),
         layers=chosen,
         n_experts=n_experts,
         n_layers=sizes.n_layers,
@@ -221,9 +237,7 @@ def split_into_experts(
             "model": model_name(model),
             "model_fingerprint": fingerprint(model),
             "weight_processing": weight_processing(model),
-            "split": way.name,
-            "split_settings": dict(way.settings),
-            "computed_by": how,
+            **settings,
             "versions": versions(),
         },
     )

@@ -1,11 +1,9 @@
 """Selective pruning: ablate the neurons that are used more on data to forget than on data to retain."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,19 +12,17 @@ from jaxtyping import Bool
 from lens_ablation.data.metrics import Metric, MetricFn, top1
 from lens_ablation.data.task import Task, bytes_of
 from lens_ablation.engine.options import Engine
-from lens_ablation.engine.proof import refuse_store_under_hooks
 from lens_ablation.engine.removals import Ablation, Packed
 from lens_ablation.engine.variants import run_variants
-from lens_ablation.errors import DamagedFile, LeakingSplits, StoreMismatch
-from lens_ablation.files import read_folder, write_folder
+from lens_ablation.errors import LeakingSplits
 from lens_ablation.methods.counterfactual import Counterfactual
 from lens_ablation.methods.method import Method
 from lens_ablation.methods.noise import Noise
 from lens_ablation.methods.resample import Resample
 from lens_ablation.methods.zero import Zero
-from lens_ablation.models.fingerprint import fingerprint, versions
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.importance import EPSILONS, ImportanceKind, count_of, importance
+from lens_ablation.modularity.parts import KeptParts, kept_parts
 from lens_ablation.modularity.pruned import MATCHED, RANDOM, SELECTED, SelectivePruning
 from lens_ablation.modularity.use import neuron_use, require_neurons
 from lens_ablation.progress import Progress, progress_bar
@@ -124,8 +120,6 @@ def prune_selectively(
         raise ValueError(f"{put.name} depends on the example, so importance cannot be measured under it; rescore=False")
     shared = require_separate({"retain": retain, "forget": forget}, [retain_test, forget_test], allow_shared)
     tests = [task.with_metric(metric) for task in (retain_test, forget_test)]
-    if engine is not None:
-        refuse_store_under_hooks(model, engine)
     plan = _Plan(
         model=model,
         sites=chosen,
@@ -138,7 +132,7 @@ def prune_selectively(
         rescore=rescore,
         seed=seed,
         batch_size=batch_size,
-        store=None if engine is None or engine.store is None else Path(engine.store) / "scores",
+        parts=kept_parts(model, engine, "scores", _FILE_KIND, {}),
     )
     n_curves = 1 + 2 * n_random
     scored = (retain.n_examples + forget.n_examples) * (steps if rescore else 1)
@@ -225,7 +219,7 @@ class _Plan:
     rescore: bool
     seed: int
     batch_size: int | None
-    store: Path | None
+    parts: KeptParts
 
     def selected(self, advance: Callable[[int], None]) -> tuple[SiteSet, list[float]]:
         """The neurons in the order of their pruning, and the share of scores that epsilon decided at each step."""
@@ -240,21 +234,13 @@ class _Plan:
 
     def _kept(self, step: int, before: SiteSet, n: int) -> tuple[SiteSet, float]:
         """The next neurons, from the store if it holds them."""
-        if self.store is None:
-            return self._next(before, n)
-        folder, identity = self.store / f"step-{step}", self._identity(before, n)
-        try:
-            tensors, plain = read_folder(folder, _FILE_KIND)
-            if plain["identity"] != identity:
-                raise StoreMismatch(f"{folder} belongs to another run. Choose another folder, or delete this one")
+        name, of = f"step-{step}", self._depends_on(before, n)
+        if (found := self.parts.read(name, of)) is not None:
+            tensors, plain = found
             return self.sites.take(tensors["places"].numpy()), float(plain["dominated"])
-        except FileNotFoundError:
-            pass
-        except DamagedFile as error:
-            log.warning("step %d is scored again: %s", step, error)
         added, share = self._next(before, n)
         places = torch.from_numpy(self.sites.places(added))
-        write_folder(folder, _FILE_KIND, {"places": places}, {"identity": identity, "dominated": share})
+        self.parts.write(name, of, {"places": places}, {"dominated": share})
         return added, share
 
     def _next(self, before: SiteSet, n: int) -> tuple[SiteSet, float]:
@@ -270,18 +256,15 @@ class _Plan:
         share = float(score.dominated.numpy()[left].mean())
         return (self.sites.take(score.ranking) - before).take(range(n)), share
 
-    def _identity(self, before: SiteSet, n: int) -> str:
-        said = {
-            "model": fingerprint(self.model),
+    def _depends_on(self, before: SiteSet, n: int) -> dict[str, object]:
+        return {
             "data": [self.retain.fingerprint, self.forget.fingerprint],
             "sites": self.sites.digest,
             "score": [self.kind, self.epsilon, self.seed],
             "method": [self.method.name, dict(self.method.settings)],
             "before": before.digest,
             "n": n,
-            "versions": versions(),
         }
-        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def nested_variants(

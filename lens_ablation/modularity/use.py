@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from lens_ablation.ablation import hooks
-from lens_ablation.data.inputs import InputBatch, batches_of, rows_that_fit
+from lens_ablation.data.inputs import batches_of, rows_per_pass
 from lens_ablation.data.task import Task
 from lens_ablation.errors import BadActivation, HookDidNotFire, StatisticsMismatch
 from lens_ablation.methods.method import Method
@@ -20,7 +20,7 @@ from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.selectors import neurons
 from lens_ablation.sites import MLP_NEURON_KINDS, HookPoint, Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.statistics.activation_statistics import ActivationStatistics
-from lens_ablation.statistics.collect import StatisticsPositions
+from lens_ablation.statistics.counted import CountedRows, StatisticsPositions, require_positions
 from lens_ablation.statistics.moments import Moments, batch_moments
 from lens_ablation.statistics.provenance import Provenance
 
@@ -81,8 +81,8 @@ def neuron_use(
         model: A TransformerLens model in evaluation mode; left exactly as it was.
         data: A ``Task``, tokens ``[example, pos]``, pixels, a ``datasets.Dataset``, or an iterable of batches.
         sites: ``neurons(model)`` (the default), ``attention_neurons(model)``, or some of them.
-        positions: ``all`` tokens (as in the paper: the first one too), ``all_but_first``, or a task's ``answer``.
-            Of images always ``all``.
+        positions: ``all`` tokens (as in the paper: the first one too), ``all_but_first``, or a task's ``answer``;
+            of images the class token, which is their first.
         without: Sites and a method: the model is measured while these are ablated.
         batch_size: Rows in a forward pass; about 4096 tokens by default.
         progress: ``True`` for a bar, ``False`` for silence, or a callable given ``(done, total)`` rows.
@@ -103,17 +103,18 @@ def neuron_use(
         NeuronUse(tiny-lm: 2048 neuron sites, 512 tokens)
     """
     require_evaluation_mode(model)
+    require_positions(positions)
     chosen = require_neurons(check_sites_exist(neurons(model) if sites is None else as_site_set(sites), model))
     if batch_size is None:
-        batch_size = rows_that_fit(next(iter(batches_of(data, model, 1))).inputs)
+        batch_size = rows_per_pass(data, model)
     batches = batches_of(data, model, batch_size)
     recorders = [_Recorder(point) for point in chosen.hook_points]
     n_rows = sum(batch.inputs.shape[0] for batch in batches)
     with progress_bar(progress, n_rows, "use of neurons", "row") as advance, torch.no_grad():
         for batch in batches:
-            counted = _counted(batch, positions)
+            rows = CountedRows(batch, positions)
             pairs = [] if without is None else hooks(model, *without, attention_mask=batch.attention_mask)
-            pairs += [(recorder.point.name, partial(recorder.show, counted)) for recorder in recorders]
+            pairs += [(recorder.point.name, partial(recorder.show, rows)) for recorder in recorders]
             forward(model, batch.inputs, attention_mask=batch.attention_mask, fwd_hooks=pairs)
             for recorder in recorders:
                 recorder.check_firings()
@@ -179,10 +180,10 @@ class _Recorder:
         self.sums: Tensor | None = None
         self._fired = 0
 
-    def show(self, counted: Tensor | None, activation: Tensor, hook: object) -> None:
+    def show(self, rows: CountedRows, activation: Tensor, hook: object) -> None:
         """A hook function: takes the activation in and leaves it alone."""
         self._fired += 1
-        values = activation.flatten(2)
+        values, counted = activation.flatten(2), rows.counted(activation.shape[1])
         values = values.flatten(0, 1) if counted is None else values[counted.to(values.device)]
         if not bool(torch.isfinite(values).all()):
             raise BadActivation(
@@ -246,22 +247,3 @@ def _sites_of(statistics: ActivationStatistics) -> SiteSet:
     everything = np.indices(shape).reshape(len(shape), -1).T
     measured = np.isin(everything[:, 0], [point.layer for point in points])
     return SiteSet.from_stored(kind, everything[measured].copy(), shape)
-
-
-def _counted(batch: InputBatch, positions: StatisticsPositions) -> Bool[Tensor, "row pos"] | None:
-    """True at the tokens that count; ``None`` for all, of images too."""
-    mask = batch.attention_mask
-    if positions == "all":
-        return mask
-    if mask is None or batch.position_ids is None:
-        raise ValueError("of images all tokens are counted; leave positions='all'")
-    if positions == "all_but_first":
-        return mask & (batch.position_ids > 0)
-    if positions != "answer":
-        raise ValueError(f"positions must be all, all_but_first or answer; got {positions!r}")
-    asked = batch.answer_positions
-    if asked is None:
-        raise ValueError("positions='answer' needs data that says where its answers are: pass a Task")
-    n_rows, n_pos = mask.shape
-    chosen = torch.zeros(n_rows, n_pos + 1, dtype=torch.bool, device=mask.device)
-    return mask & chosen.scatter_(1, asked.where(asked >= 0, n_pos), True)[:, :n_pos]

@@ -31,7 +31,7 @@ from lens_ablation.optimal.problems import moments
 from lens_ablation.optimal.split import halves, require_long_enough
 from lens_ablation.progress import Progress, onward, progress_bar
 from lens_ablation.sites import Site, SiteSet
-from lens_ablation.statistics.collect import StatisticsPositions
+from lens_ablation.statistics.counted import StatisticsPositions
 from lens_ablation.studies.settings import method_settings, named_methods, study_settings
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from lens_ablation.optimal.problems import Problems, Tables, means, moments, spr
 from lens_ablation.optimal.split import Split, split_task
 from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import Site, SiteSet
-from lens_ablation.statistics.collect import StatisticsPositions
+from lens_ablation.statistics.counted import StatisticsPositions
 from lens_ablation.statistics.provenance import Provenance
 
 log = logging.getLogger(__name__)

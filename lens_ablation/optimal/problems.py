@@ -16,7 +16,8 @@ from lens_ablation.models.anatomy import Anatomy
 from lens_ablation.models.protocol import LensModel
 from lens_ablation.sites import HookPoint, SiteSet
 from lens_ablation.statistics.activation_statistics import ActivationStatistics
-from lens_ablation.statistics.collect import StatisticsPositions, collect_statistics
+from lens_ablation.statistics.collect import collect_statistics
+from lens_ablation.statistics.counted import StatisticsPositions
 
 MASKS = 8
 """Random masks in a step, where constants are found for random parts of a set."""

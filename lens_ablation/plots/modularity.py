@@ -27,14 +27,15 @@ from lens_ablation.plots.style import (
     new_figure,
     number,
     plain,
+    same_decimals,
     setting_words,
-    signed,
 )
 from lens_ablation.studies.intervals import weighted_mean
 
 HEIGHT = 500
 CELL_HEIGHT = 34
-MAP_LIMIT = 3
+MOST_COUNTS = 32
+"""Experts in a layer up to which their counts stand in the cells of the map."""
 
 
 def selective_figure(results: Mapping[str, SelectivePruning]) -> go.Figure:
@@ -78,8 +79,16 @@ def selective_figure(results: Mapping[str, SelectivePruning]) -> go.Figure:
     figure.update_xaxes(title_text=f"{metric_with_unit(settings)}, retained: {plain(settings['retain'])}")
     figure.update_yaxes(title_text=f"{metric_name(settings)}, to forget", zeroline=False, rangemode="tozero")
     figure.update_layout(legend={"title": {"text": "pruned by", "font": {"size": FONT_SIZE}}})
+    figure.add_annotation(
+        x=float(first.retain_mean[0, 0]),
+        y=float(first.forget_mean[0, 0]),
+        text="untouched",
+        showarrow=False,
+        yshift=14,
+        font={"size": CELL_TEXT_SIZE},
+    )
     add_note(
-        figure, "each point is a step, all from the untouched model · lower right: only what is to be forgotten is lost"
+        figure, "each point is a step · straight down: only what is to be forgotten is lost · mind where axes begin"
     )
     return figure
 
@@ -163,12 +172,12 @@ def overlap_figure(result: Overlap) -> go.Figure:
         for a in range(n)
     ]
     hover = "<b>%{y}</b> and <b>%{x}</b><br>%{customdata}<extra></extra>"
-    trace = _matrix(excess, result.names, limit, hover, higher=True)
+    trace = _matrix(excess, result.names, limit, hover, higher=False)
     trace.customdata = detail
     figure.add_trace(trace)
     _label_matrix(figure, "second set", "first set", "share of the<br>first set,<br>less chance")
     figure.update_layout(plot_bgcolor=NOT_MEASURED)
-    add_note(figure, "share of the first set that is in the second, less that of random sets · grey: the set itself")
+    add_note(figure, "red: more of the first set is in the second than by chance · grey: the set itself")
     return figure
 
 
@@ -184,7 +193,7 @@ def enrichment_figure(result: Enrichment) -> go.Figure:
     """
     figure = new_figure(
         "Do the neurons of a task gather in few experts?",
-        f"{result.counts.shape[2]} experts of {result.size} neurons in each layer · {len(result.null)} permutations",
+        f"{_experts_words(result)} · {len(result.null)} permutations",
         height=HEIGHT,
     )
     layers = np.asarray(result.layers)
@@ -193,15 +202,17 @@ def enrichment_figure(result: Enrichment) -> go.Figure:
         trace.hovertemplate = f"<b>{plain(name)}</b><br>layer %{{x}}<br>z <b>%{{y:.1f}}</b><extra></extra>"
         figure.add_trace(trace)
     figure.add_hrect(y0=-3, y1=3, fillcolor=MUTED, opacity=0.12, line_width=0)
-    figure.update_xaxes(title_text="layer", tickvals=layers.tolist())
+    figure.update_xaxes(title_text="layer", tickvals=layers.tolist(), zeroline=False)
     figure.update_yaxes(title_text="z of concentration (standard deviations)")
     figure.update_layout(legend={"title": {"text": "neurons of", "font": {"size": FONT_SIZE}}})
-    add_note(figure, "grey: within 3 standard deviations of random sets with as many neurons in the layer")
+    add_note(figure, "grey: within 3 standard deviations of random sets · a gap: no neurons of the task in the layer")
     return figure
 
 
 def expert_map(result: Enrichment, name: str | None = None) -> go.Figure:
-    """How many of a set's neurons each expert has, over the mean of the layer's experts, as a logarithm to base 2.
+    """How many of a set's neurons each expert has, beside the mean of the layer's experts.
+
+    Colours go by the logarithm of count over mean; experts are in the order of their counts.
 
     Args:
         result: Enrichment of one set, or of several.
@@ -223,31 +234,45 @@ def expert_map(result: Enrichment, name: str | None = None) -> go.Figure:
     # experts in the order of their counts, as their numbers mean nothing
     counts = np.sort(result.counts[i], axis=1)[:, ::-1]
     ratio = np.sort(result.ratio[i], axis=1)[:, ::-1]
-    shown = np.log2(np.maximum(ratio, 2.0**-MAP_LIMIT))
+    # none at all has no logarithm: it is shown as the end of the scale, which no other count reaches
+    limit = int(np.ceil(np.abs(np.log2(ratio[ratio > 0])).max(initial=0))) + 1
+    shown = np.where(ratio > 0, np.log2(np.where(ratio > 0, ratio, 1)), np.where(np.isnan(ratio), np.nan, -limit))
+    ticks = range(1 - limit, limit)
     figure = new_figure(
         f"Experts that hold the neurons of {plain(wanted)}",
-        f"{counts.shape[1]} experts of {result.size} neurons in each layer",
+        _experts_words(result),
         height=_matrix_height(len(result.layers)),
     )
     figure.add_trace(
         go.Heatmap(
             z=shown,
-            x=np.arange(counts.shape[1]),
+            x=np.arange(1, counts.shape[1] + 1),
             y=[str(layer) for layer in result.layers],
             customdata=counts,
+            text=counts if counts.shape[1] <= MOST_COUNTS else None,
+            texttemplate="%{text}" if counts.shape[1] <= MOST_COUNTS else None,
+            textfont={"size": CELL_TEXT_SIZE},
             colorscale="RdBu_r",
-            zmin=-MAP_LIMIT,
+            zmin=-limit,
             zmid=0,
-            zmax=MAP_LIMIT,
-            colorbar={"title": {"text": "log2 of count<br>over mean", "font": {"size": FONT_SIZE}}},
+            zmax=limit,
+            xgap=1,
+            ygap=1,
+            colorbar={
+                "title": {"text": "neurons over<br>the mean of<br>the layer", "font": {"size": FONT_SIZE}},
+                "tickvals": [-limit, *ticks],
+                "ticktext": ["none", *(f"{2**t}×" if t >= 0 else f"1/{2**-t}×" for t in ticks)],
+            },
             hovertemplate="layer %{y}<br><b>%{customdata}</b> neurons<extra></extra>",
         )
     )
-    figure.update_xaxes(title_text="expert, in order of its count", showgrid=False)
+    figure.update_xaxes(
+        title_text="experts, in order of how many of the neurons they hold", showgrid=False, zeroline=False
+    )
     figure.update_yaxes(title_text="layer", type="category", autorange="reversed", showgrid=False)
     figure.update_layout(margin={"r": COLOUR_BAR_MARGIN}, plot_bgcolor=NOT_MEASURED)
     z = ", ".join(number(float(value)) for value in result.z[i])
-    add_note(figure, f"red: more than their share · z by layer: {z}")
+    add_note(figure, f"in the cells: how many · red: more than their share · z by layer: {z}")
     return figure
 
 
@@ -273,12 +298,19 @@ def routing_figure(result: RoutedQuality) -> go.Figure:
     untouched = float(weighted_mean(result.baseline.double(), result.weights))
     figure.add_hline(y=untouched, line={"color": MUTED, "dash": "dash", "width": 1.5})
     figure.update_xaxes(title_text="experts used in each layer (%)", rangemode="tozero")
-    figure.update_yaxes(title_text=metric_with_unit(settings), zeroline=False)
+    figure.update_yaxes(title_text=metric_with_unit(settings), zeroline=False, rangemode="tozero")
     figure.update_layout(showlegend=True, legend={"title": {"text": "experts by", "font": {"size": FONT_SIZE}}})
     add_note(
         figure, f"{result.n_experts} experts in each layer, chosen by true activations · dashed: the untouched model"
     )
     return figure
+
+
+def _experts_words(result: Enrichment) -> str:
+    """Whose experts these are, for a subtitle."""
+    settings = result.settings
+    size = f"{result.counts.shape[2]} experts of {result.size} neurons in each layer"
+    return f"{literal(settings['model'])} · {size}, by {literal(settings['split'])}"
 
 
 def _float(value: object) -> float:
@@ -291,13 +323,13 @@ def _matrix_height(n: int) -> int:
 
 
 def _matrix(values: np.ndarray, names: Sequence[str], limit: float, hover: str, *, higher: bool) -> go.Heatmap:
-    """A matrix with a scale around zero and its numbers in the cells; red is bad, or less."""
+    """A matrix with a scale around zero and its numbers in the cells; blue is more where ``higher``, else red."""
     labels = [plain(name) for name in names]
     return go.Heatmap(
         z=values,
         x=labels,
         y=labels,
-        text=[["" if np.isnan(v) else signed(float(v)) for v in row] for row in values],
+        text=[["" if np.isnan(v) else _signed_cell(float(v), limit) for v in row] for row in values],
         texttemplate="%{text}",
         textfont={"size": CELL_TEXT_SIZE},
         colorscale="RdBu" if higher else "RdBu_r",
@@ -309,6 +341,12 @@ def _matrix(values: np.ndarray, names: Sequence[str], limit: float, hover: str, 
         hovertemplate=hover,
         hoverongaps=False,
     )
+
+
+def _signed_cell(value: float, limit: float) -> str:
+    """A change with its sign, all cells with as many decimals."""
+    shown = same_decimals(value, limit)
+    return "0" if float(shown.replace("−", "-")) == 0 else f"+{shown}" if value > 0 else shown
 
 
 def _label_matrix(figure: go.Figure, across: str, down: str, bar: str) -> None:

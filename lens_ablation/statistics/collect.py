@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_ablation.data.inputs import Batches, InputBatch, batches_of, rows_that_fit
+from lens_ablation.data.inputs import Batches, InputBatch, batches_of, rows_per_pass
 from lens_ablation.data.task import Task
 from lens_ablation.errors import BadActivation, HookDidNotFire, StatisticsMismatch, UnsupportedModel
 from lens_ablation.models.anatomy import ACTIVATIONS, anatomy
@@ -22,13 +21,11 @@ from lens_ablation.progress import Progress, progress_bar
 from lens_ablation.sites import HookPoint, Site, SiteSet, as_site_set, check_sites_exist
 from lens_ablation.statistics.activation_statistics import ActivationStatistics, PointStatistics, seen_only
 from lens_ablation.statistics.cache import StatisticsCache
+from lens_ablation.statistics.counted import CountedRows, StatisticsPositions, require_positions
 from lens_ablation.statistics.histogram import StreamingHistogram
 from lens_ablation.statistics.moments import PositionMeans, StreamingMoments, batch_position_means
 from lens_ablation.statistics.peaks import ESTIMATORS, Accumulator, Known, Measurement, OwnRange, PeakEstimator
 from lens_ablation.statistics.provenance import MODEL_FIELDS, Provenance, described
-
-StatisticsPositions = Literal["all", "all_but_first", "answer"]
-"""Which tokens are counted; masked ones never are."""
 
 LEAST_SAMPLES = 100
 """Fewest values of a coordinate (or at a position) that statistics rest on, unless ``allow_small``."""
@@ -98,7 +95,7 @@ def collect_statistics(
     require_evaluation_mode(model)
     points = _hook_points(model, sites)
     _check_settings(points, positions, peaks, histograms)
-    batches = batches_of(data, model, _rows_that_fit(data, model) if batch_size is None else batch_size)
+    batches = batches_of(data, model, rows_per_pass(data, model) if batch_size is None else batch_size)
     n_rows = sum(batch.inputs.shape[0] for batch in batches)
     provenance = Provenance.of_model(
         model,
@@ -203,7 +200,7 @@ class _Collection:
 
     def _run(self, batch: InputBatch, recorders: "Sequence[_Recorder]") -> None:
         """Show one batch to these recorders, in a forward pass that goes no further than it must."""
-        rows = _Rows(batch, self._positions)
+        rows = CountedRows(batch, self._positions)
         hooks: list[FwdHook] = [(recorder.point.name, partial(recorder.show, rows)) for recorder in recorders]
         seen_at_end: list[bool] = []
 
@@ -218,40 +215,6 @@ class _Collection:
             forward(self._model, batch.inputs, attention_mask=batch.attention_mask, fwd_hooks=hooks)
         if self._stops is None:
             self._stops = seen_at_end == [True]
-
-
-class _Rows:
-    """The rows of one forward pass, and which of their tokens count."""
-
-    def __init__(self, batch: InputBatch, positions: StatisticsPositions):
-        self._batch = batch
-        self._positions: StatisticsPositions = positions
-        mask = batch.attention_mask
-        self.mask = None if mask is None or bool(mask.all()) else mask
-        self._counted: Bool[Tensor, "row pos"] | None = None
-
-    def counted(self, n_pos: int) -> Bool[Tensor, "row pos"] | None:
-        """True at the tokens that count; ``None`` for all."""
-        if self._positions == "all":
-            return self.mask
-        if self._counted is None:
-            n_rows, device = self._batch.inputs.shape[0], self._batch.inputs.device
-            places = self._batch.position_ids
-            places = torch.arange(n_pos, device=device).expand(n_rows, -1) if places is None else places
-            counted = places > 0 if self._positions == "all_but_first" else self._answers(places)
-            self._counted = counted if self.mask is None else counted & self.mask
-        return self._counted
-
-    def _answers(self, places: Tensor) -> Bool[Tensor, "row pos"]:
-        asked = self._batch.answer_positions
-        if self._batch.attention_mask is None:
-            # an image is answered at its class token
-            return places == 0
-        if asked is None:
-            raise ValueError("positions='answer' needs data that says where its answers are: pass a Task")
-        n_rows, n_pos = places.shape
-        chosen = torch.zeros(n_rows, n_pos + 1, dtype=torch.bool, device=places.device)
-        return chosen.scatter_(1, asked.where(asked >= 0, n_pos), True)[:, :n_pos]
 
 
 class _Recorder:
@@ -272,7 +235,7 @@ class _Recorder:
         assert self._moments is not None
         return self._moments
 
-    def show(self, rows: _Rows, activation: Tensor, hook: object) -> None:
+    def show(self, rows: CountedRows, activation: Tensor, hook: object) -> None:
         """A hook function: takes the activation in and leaves it alone."""
         self._fired += 1
         if activation.device.type == "mps":
@@ -294,7 +257,7 @@ class _Recorder:
         if self._per_position and self.accumulators == (self._moments,):
             self._add_positions(rows, activation)
 
-    def _add_positions(self, rows: _Rows, activation: Tensor) -> None:
+    def _add_positions(self, rows: CountedRows, activation: Tensor) -> None:
         counted = rows.counted(activation.shape[1])
         if counted is not None:
             counted = counted.to(activation.device)
@@ -333,14 +296,14 @@ def _counting(own: StreamingHistogram, run: Measurement) -> Measurement:
     return (yield from run)
 
 
-def _token_samples(activation: Float[Tensor, "row pos ..."], rows: _Rows) -> tuple[Tensor, None]:
+def _token_samples(activation: Float[Tensor, "row pos ..."], rows: CountedRows) -> tuple[Tensor, None]:
     values = activation.flatten(0, 1).flatten(1)
     counted = rows.counted(activation.shape[1])
     return (values if counted is None else values[counted.flatten().to(values.device)]), None
 
 
 def _pattern_samples(
-    activation: Float[Tensor, "row head query key"], rows: _Rows
+    activation: Float[Tensor, "row head query key"], rows: CountedRows
 ) -> tuple[Tensor, Bool[Tensor, "row coordinate"] | None]:
     """Patterns with queries and keys counted from each row's first real token, and which of them exist."""
     if rows.mask is None:
@@ -377,8 +340,7 @@ def _hook_points(model: LensModel, sites: Site | SiteSet | Iterable[Site | SiteS
 def _check_settings(
     points: Sequence[HookPoint], positions: StatisticsPositions, peaks: PeakEstimator, histograms: bool
 ) -> None:
-    if positions not in get_args(StatisticsPositions):
-        raise ValueError(f"positions must be {', '.join(get_args(StatisticsPositions))}; got {positions!r}")
+    require_positions(positions)
     if isinstance(peaks, type) or not isinstance(peaks, PeakEstimator):
         known = ", ".join(f"{estimator.__name__}()" for estimator in ESTIMATORS)
         raise ValueError(f"peaks must be an estimator such as {known}; got {peaks!r}")
@@ -397,10 +359,6 @@ def _check_ranges(ranges: ActivationStatistics, provenance: Provenance) -> None:
     wrong = {name: pair for name, pair in differences.items() if name in compared}
     if wrong:
         raise StatisticsMismatch(f"ranges were measured on something else: {described(wrong)}. Measure them again.")
-
-
-def _rows_that_fit(data: object, model: LensModel) -> int:
-    return rows_that_fit(next(iter(batches_of(data, model, 1))).inputs)
 
 
 def _data_fingerprint(batches: Batches, positions: StatisticsPositions) -> str:

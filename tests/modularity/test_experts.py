@@ -11,9 +11,9 @@ import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import lens_ablation as la
-from lens_ablation.errors import DamagedFile, MissingExtra, StatisticsMismatch, UnknownSite
-from lens_ablation.modularity import balanced
-from lens_ablation.modularity.balanced import balanced_clusters, balanced_lloyd
+from lens_ablation.errors import DamagedFile, HookDidNotFire, StatisticsMismatch, StoreMismatch, UnknownSite
+from lens_ablation.modularity import expert_splits
+from lens_ablation.modularity.balanced import balanced_clusters, balanced_lloyd, computed_by
 from lens_ablation.modularity.expert_splits import co_activation, input_weights
 from tests.families import FAMILIES, build
 
@@ -29,20 +29,20 @@ def planted(n_clusters: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.n
 
 def test_planted_clusters_are_found_and_have_one_size():
     points, labels = planted(6, 8)
-    found = balanced_lloyd(points, 6, seed=0, n_init=4, max_iter=50)
+    found = balanced_lloyd(points, 6, seed=0, n_init=4, max_iter=50).labels
     assert np.bincount(found).tolist() == [8] * 6
     assert adjusted_rand_score(labels, found) == 1
     order = np.random.default_rng(1).permutation(48)
-    moved = balanced_lloyd(points[order], 6, seed=0, n_init=4, max_iter=50)
+    moved = balanced_lloyd(points[order], 6, seed=0, n_init=4, max_iter=50).labels
     assert adjusted_rand_score(found[order], moved) == 1
-    assert np.array_equal(found, balanced_lloyd(points, 6, seed=0, n_init=4, max_iter=50))
+    assert np.array_equal(found, balanced_lloyd(points, 6, seed=0, n_init=4, max_iter=50).labels)
 
 
 def test_each_assignment_is_the_cheapest_balanced_one():
     from itertools import permutations
 
     points, _ = planted(2, 3, seed=4)
-    found = balanced_lloyd(points, 2, seed=0, n_init=8, max_iter=50)
+    found = balanced_lloyd(points, 2, seed=0, n_init=8, max_iter=50).labels
 
     def cost(labels: np.ndarray) -> float:
         return sum(((points[labels == k] - points[labels == k].mean(axis=0)) ** 2).sum() for k in (0, 1))
@@ -54,19 +54,9 @@ def test_each_assignment_is_the_cheapest_balanced_one():
 @pytest.mark.skipif(find_spec("k_means_constrained") is None, reason="the extra experts is not installed")
 def test_both_ways_agree_on_planted_clusters():
     points, labels = planted(6, 8)
-    found, how = balanced_clusters(points, 6, seed=0, n_init=4, max_iter=50)
-    assert how == "k-means-constrained"
+    found = balanced_clusters(points, 6, seed=0, n_init=4, max_iter=50)
+    assert computed_by() == "k-means-constrained"
     assert adjusted_rand_score(labels, found) == 1
-
-
-def test_too_many_neurons_need_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(balanced, "find_spec", lambda name: None)
-    monkeypatch.setattr(balanced, "MOST_WITHOUT_EXTRA", 40)
-    points, _ = planted(6, 8)
-    with pytest.raises(MissingExtra, match="lens-ablation"):
-        balanced_clusters(points, 6, seed=0, n_init=1, max_iter=5)
-    monkeypatch.setattr(balanced, "MOST_WITHOUT_EXTRA", 48)
-    assert balanced_clusters(points, 6, seed=0, n_init=1, max_iter=5)[1] == "balanced Lloyd"
 
 
 @pytest.mark.model
@@ -105,6 +95,66 @@ def test_experts_are_sites_that_can_be_ablated(tmp_path: Path):
     assert la.sweep(family.model, task, experts[1, 3], la.Zero(), progress=False).values.shape == (4, 3)
     with pytest.raises(DamagedFile):
         la.Overlap.load(tmp_path / "RoundRobin")
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("sort", ["weights", "co-activation"])
+def test_a_killed_split_goes_on(sort: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    family = build("gpt2")
+    inputs = family.inputs(n=8)
+    split = QUICK if sort == "weights" else la.CoActivation(inputs, n_init=2)
+    whole = la.split_into_experts(family.model, None, 12, split, progress=False)
+    engine = la.Engine(store=tmp_path)
+
+    def kill(done: int, total: int) -> None:
+        if done == 2:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        la.split_into_experts(family.model, None, 12, split, engine=engine, progress=kill)
+    clustered: list[int] = []
+    original = expert_splits.balanced_clusters
+
+    def counting(points: np.ndarray, *args: Any, **options: Any) -> np.ndarray:
+        clustered.append(len(points))
+        return original(points, *args, **options)
+
+    monkeypatch.setattr(expert_splits, "balanced_clusters", counting)
+    again = la.split_into_experts(family.model, None, 12, split, engine=engine, progress=False)
+    assert clustered == [48]
+    assert again.digest == whole.digest
+    assert again.settings == whole.settings
+    (tmp_path / "layers" / "layer-1" / "tensors.safetensors").write_bytes(b"cut")
+    assert la.split_into_experts(family.model, [1], 12, split, engine=engine, progress=False).digest
+    assert clustered == [48, 48]
+    other = la.ParameterClustering(n_init=3) if sort == "weights" else la.CoActivation(inputs[:5], n_init=2)
+    with pytest.raises(StoreMismatch, match="another run"):
+        la.split_into_experts(family.model, None, 12, other, engine=engine, progress=False)
+    with pytest.raises(StoreMismatch, match="another run"):
+        la.split_into_experts(family.model, None, 6, split, engine=engine, progress=False)
+
+
+def test_graphs_that_do_not_fit_together_are_measured_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    family = build("gpt2")
+    split = la.CoActivation(family.inputs(n=8), n_init=2)
+    together = la.split_into_experts(family.model, None, 12, split, progress=False)
+    monkeypatch.setattr(expert_splits, "GRAPH_BYTES", 2 * 8 * 48**2 + 1)
+    assert la.split_into_experts(family.model, None, 12, split, progress=False).digest == together.digest
+
+
+def test_a_hook_of_co_activation_that_does_not_fire_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    family = build("gpt2")
+    original = expert_splits.forward
+
+    def silent(model: Any, inputs: Any, *, fwd_hooks: Any, **options: Any) -> Any:
+        return original(model, inputs, fwd_hooks=fwd_hooks[1:], **options)
+
+    monkeypatch.setattr(expert_splits, "forward", silent)
+    with pytest.raises(HookDidNotFire):
+        co_activation(family.model, family.inputs(n=5), [0, 1])
 
 
 def test_what_cannot_be_split_is_refused():
@@ -196,6 +246,11 @@ def test_figures_show_what_the_results_hold():
     np.testing.assert_allclose(found.plot().data[0].y, found.z[0])
     shown = la.plots.expert_map(found)
     assert shown.data[0].customdata[1].tolist() == [16, 0, 0, 0, 0, 0, 0, 0]
+    # 16 where the mean is 2; none at all is the end of the scale, and a layer without any is left out
+    assert shown.data[0].z[1].tolist() == [3, -4, -4, -4, -4, -4, -4, -4]
+    assert (shown.data[0].zmin, shown.data[0].colorbar.ticktext[0]) == (-4, "none")
+    assert np.isnan(shown.data[0].z[0]).all()
+    assert "RandomSplit" in shown.layout.title.subtitle.text
     with pytest.raises(ValueError, match="no set"):
         la.plots.expert_map(found, "other")
     quality = la.routed_quality(model, la.tasks.digits(model, n=6), experts, kept=(1, 4), progress=False)

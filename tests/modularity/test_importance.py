@@ -8,6 +8,7 @@ import torch
 
 import lens_ablation as la
 from lens_ablation.errors import StatisticsMismatch, UnknownName
+from lens_ablation.modularity import use
 from tests.families import FAMILIES, Family, build
 
 
@@ -62,6 +63,25 @@ def test_scores_are_those_of_numpy_on_the_plain_model(name: str, attention: bool
         assert ratio.dominated_share == (by_hand[1][kind] < eps).mean()
     moved = la.importance(used[0], "mean_difference", retain=used[1])
     np.testing.assert_allclose(moved.values, np.abs(z[0].mean(0) - z[1].mean(0)), atol=1e-10)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("positions", ["answer", "all_but_first"])
+def test_of_images_the_class_token_is_the_answer_and_the_first(positions: Any):
+    family = build("vit", dtype=torch.float64)
+    inputs = family.inputs(n=4)
+    task = la.Task(inputs=inputs, answers=torch.zeros(4, dtype=torch.int64))
+    z = seen_by_hand(family, inputs, None, False).reshape(4, -1, 3 * 48)
+    z = z[:, 0] if positions == "answer" else z[:, 1:].reshape(-1, 3 * 48)
+    found = la.neuron_use(family.model, task, positions=positions, progress=False)
+    assert found.count == len(z)
+    np.testing.assert_allclose(found.mean_abs, np.abs(z).mean(axis=0), atol=1e-12)
+
+
+def test_positions_that_do_not_exist_are_refused(unchecked: Any):
+    family = build("gpt2")
+    with pytest.raises(ValueError, match="positions must be all, all_but_first, answer; got 'last'"):
+        unchecked(use).neuron_use(family.model, family.inputs(), positions="last", progress=False)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert"])

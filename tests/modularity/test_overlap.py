@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import lens_ablation as la
+from lens_ablation.errors import StoreMismatch
+from lens_ablation.modularity import cross
 from tests.families import build
 from tests.modularity.test_prune import tasks
 
@@ -134,6 +136,39 @@ def test_cross_pruning_is_the_plain_model_with_rows_cut(name: str, tmp_path: Pat
     assert 1 / 201 <= p <= 1
     with pytest.raises(ValueError, match="names of tasks"):
         la.cross_pruning(family.model, data, dict(reversed(tests.items())))
+
+
+def test_a_killed_cross_pruning_keeps_its_neurons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    family = build("gpt2")
+    data, tests = pairs(family)
+    options: Any = {"fraction": 0.3, "metric": la.metrics.probability, "progress": False}
+    whole = la.cross_pruning(family.model, data, tests, **options)
+    scored: list[str] = []
+    original = cross.neuron_use
+
+    def counting(model: Any, task: la.Task, *args: Any, **rest: Any) -> Any:
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        scored.append(task.fingerprint)
+        return original(model, task, *args, **rest)
+
+    monkeypatch.setattr(cross, "neuron_use", counting)
+    engine = la.Engine(store=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        la.cross_pruning(family.model, data, tests, engine=engine, **options)
+    # all data together, and the first two tasks
+    done, names = list(scored), list(data)
+    assert done[1:] == [data[name].fingerprint for name in names[:2]]
+    scored.clear()
+    again = la.cross_pruning(family.model, data, tests, engine=engine, **options)
+    assert scored == [done[0], data[names[2]].fingerprint]
+    assert again.sets == whole.sets
+    assert again.to_dataframe().equals(whole.to_dataframe())
+    scored.clear()
+    la.cross_pruning(family.model, data, tests, engine=engine, **options)
+    assert scored == []
+    with pytest.raises(StoreMismatch, match="another run"):
+        la.cross_pruning(family.model, data, tests, engine=engine, **{**options, "fraction": 0.2})
 
 
 def test_correlation_finds_damage_that_follows_overlap():
