@@ -36,8 +36,8 @@ DIGIT_SHARES, FACT_SHARES = (0.02, 0.026, 0.04), (0.04, 0.065)
 TARGETS_COUNT = 0.2
 """What all examples that are to be forgotten count in that fit, beside all that are to be spared."""
 
-DESCENT = {"lr": 1.0, "steps": 400, "batch_size": 32}
-"""How these constants are fitted: they end many standard deviations from what the neurons do, so the steps are long."""
+STEPS, DIGIT_LR, FACT_LR = 400, 1.0, 0.15
+"""Length of that descent, and of its steps in standard deviations: constants for digits end far from what neurons do."""
 
 ENOUGH = 0.05
 """Share of what is to be forgotten that may be left on validation examples."""
@@ -159,6 +159,7 @@ def forget_class(model: LensModel, digit: int, *, n_masks: int = 2 * N_MASKS, pr
         (_with_moved_copies(wanted["train"]), _with_moved_copies(others["train"])),
         (wanted["validation"], others["validation"]),
         DIGIT_SHARES,
+        DIGIT_LR,
         n_masks,
         progress,
     )
@@ -203,6 +204,7 @@ def forget_relation(
         (fitted[0], joined(fitted[1:])),
         (validation[0], joined(validation[1:])),
         FACT_SHARES,
+        FACT_LR,
         n_masks,
         progress,
     )
@@ -322,6 +324,7 @@ def _forgotten(
     fitted: tuple[Task, Task],
     validation: tuple[Task, Task],
     shares: Sequence[float],
+    lr: float,
     n_masks: int,
     progress: Progress,
 ) -> Edit:
@@ -351,8 +354,9 @@ def _forgotten(
         validation=validation,
         enough=ENOUGH,
         weight=TARGETS_COUNT * fitted[1].n_examples / fitted[0].n_examples,
+        lr=lr,
+        steps=STEPS,
         progress=progress,
-        **DESCENT,
     )
 
 
