@@ -23,7 +23,8 @@ def edit_figure(edit: Edit) -> go.Figure:
 
     Example:
         >>> import lens_ablation as la
-        >>> found = la.edits.forget_class(la.load_model("tiny-vit"), 3, n_masks=8, progress=False)
+        >>> vit = la.load_model("tiny-vit-typographic")
+        >>> found = la.edits.withstand_labels(vit, n_masks=8, progress=False)
         >>> figure = la.plots.edit_figure(found.edit)
     """
     chosen_on = str(edit.settings["k_chosen_on"])
