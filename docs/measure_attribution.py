@@ -3,7 +3,7 @@
 Writes ``docs/attribution.json``; ``python docs/make_attribution.py`` makes tables and the figure of it. Parts:
 ``estimators`` (three seeds, both embedded models, 15 minutes on two cores), ``components`` (kinds of components,
 replacements and fractions, one seed, 12 minutes), ``variants`` (ways of averaging slopes that were tried, one seed,
-5 minutes), ``edits`` (20 minutes). ``edits=digit`` measures only the rows of a part whose label has that word, and
+5 minutes), ``edits`` (25 minutes on one). ``edits=digit`` measures only the rows of a part whose label has that word, and
 keeps the others.
 """
 
