@@ -1,10 +1,10 @@
 """Measure how well each way of attributing predicts ablations: ``python -m docs.measure_attribution [PART ...]``.
 
 Writes ``docs/attribution.json``; ``python docs/make_attribution.py`` makes tables and the figure of it. Parts:
-``estimators`` (three seeds, both embedded models, 15 minutes on two cores), ``components`` (kinds of components,
-replacements and fractions, one seed, 12 minutes), ``variants`` (ways of averaging slopes that were tried, one seed,
-5 minutes), ``edits`` (25 minutes on one). ``edits=digit`` measures only the rows of a part whose label has that word, and
-keeps the others.
+``estimators`` (three seeds, both embedded models), ``components`` (kinds of components, replacements and fractions, one
+seed), ``variants`` (ways of averaging slopes that were tried, one seed), ``edits``. All take an hour and a quarter on
+one core, the first three 45 minutes of it. ``edits=digit`` measures only the rows of a part whose label has that word,
+and keeps the others.
 """
 
 import sys

@@ -37,7 +37,7 @@ TARGETS_COUNT = 0.2
 """What all examples that are to be forgotten count in that fit, beside all that are to be spared."""
 
 STEPS, DIGIT_LR, FACT_LR = 400, 1.0, 0.15
-"""Length of that descent, and of its steps in standard deviations: constants for digits end far from what neurons do."""
+"""Steps of that descent, and their length in standard deviations of the activations."""
 
 ENOUGH = 0.05
 """Share of what is to be forgotten that may be left on validation examples."""
