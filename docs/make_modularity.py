@@ -116,7 +116,7 @@ def overlaps(measured: Measured) -> str:
             seeds = f"{weights}, {len(found)} seeds" if weights == "fresh" else weights
             cells.append(
                 [
-                    row["model"],
+                    f"{row['model']}, {row['tasks']}",
                     row["kind"],
                     seeds,
                     short(mean[0]),
@@ -126,7 +126,7 @@ def overlaps(measured: Measured) -> str:
                     pattern,
                 ]
             )
-    header = ["model", "score", "weights", "overlap", "pairs", "chance", "chance by layer", "like the trained one"]
+    header = ["tasks", "score", "weights", "overlap", "pairs", "chance", "chance by layer", "like the trained one"]
     return table(header, cells)
 
 
@@ -138,7 +138,9 @@ def correlations(measured: Measured) -> str:
         n = len(change)
         own = sum(change[i][i] for i in range(n)) / n
         other = sum(change[i][j] for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
-        told = f"- {row['model']}, {row['kind']}: pruned for a task, accuracy on it changes by {own:+.3f}"
+        told = (
+            f"- {row['model']}, {row['tasks']}, {row['kind']}: pruned for a task, accuracy on it changes by {own:+.3f}"
+        )
         told += f", on others by {other:+.3f}"
         if row["rank"] is not None:
             told += f"; damage to others follows overlap with rank correlation {row['rank']:.2f} (p = {row['p']:.3f})"
@@ -146,15 +148,19 @@ def correlations(measured: Measured) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cross_table(measured: Measured) -> str:
-    """The cross-pruning matrix of the domains."""
-    row = next(row for row in measured["cross"] if (row["model"], row["kind"]) == ("tiny-lm", "abs"))
-    cells = [
-        [name, *[f"{value:+.3f}".replace("-", "−") for value in line]]
-        for name, line in zip(row["names"], row["change"], strict=True)
-    ]
-    cells.append(["nothing (accuracy)", *[f"{value:.3f}" for value in row["baseline"]]])
-    return table(["pruned for", *row["names"]], cells)
+def matrix(what: str) -> Callable[[Measured], str]:
+    """The cross-pruning matrix of these tasks, by mean ``|z|``."""
+
+    def made(measured: Measured) -> str:
+        row = next(row for row in measured["cross"] if (row["tasks"], row["kind"]) == (what, "abs"))
+        cells = [
+            [name, *[f"{value:+.3f}".replace("-", "−") for value in line]]
+            for name, line in zip(row["names"], row["change"], strict=True)
+        ]
+        cells.append(["nothing (accuracy)", *[f"{value:.3f}" for value in row["baseline"]]])
+        return table(["pruned for", *row["names"]], cells)
+
+    return made
 
 
 def enriched(measured: Measured) -> str:
@@ -216,7 +222,8 @@ TABLES: Tables = {
     "modularity-reading": (["domains", "digits"], reading),
     "modularity-domains": (["domains"], scores("domains")),
     "modularity-digits": (["digits"], scores("digits")),
-    "modularity-cross": (["cross"], cross_table),
+    "modularity-cross": (["cross"], matrix("domains")),
+    "modularity-cross-skills": (["cross"], matrix("skills")),
     "modularity-correlations": (["cross"], correlations),
     "modularity-overlaps": (["cross"], overlaps),
     "modularity-experts": (["experts"], enriched),

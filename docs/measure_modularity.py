@@ -30,12 +30,14 @@ from lens_ablation.studies.correlations import pearson
 
 MEASURED = Path(__file__).parent / "modularity.json"
 DOMAINS = ("prose", "code", "arithmetic")
+SKILLS = ("ioi", "greater_than", "facts", "pronouns", "agreement")
 DIGITS = tuple(range(10))
 KINDS: tuple[ImportanceKind, ...] = (
     "abs", "freq", "rms", "std", "sqrt", "std_taker", "rms_taker", "mean_difference", "random",
 )  # fmt: skip
 STEPS = {"tiny-lm": (0.05, 5), "tiny-vit": (0.05, 9)}
 N_SCORED, N_TESTED, N_RANDOM = 24, 24, 3
+N_PROMPTS = 100
 FRACTION, N_SEEDS, N_EXPERTS = 0.1, 5, {"tiny-lm": 16, "tiny-vit": 8}
 FORGOTTEN_DIGITS = (0, 3, 6)
 WIDE, N_PLANTED = (14336, 4096, 128), 60
@@ -52,6 +54,12 @@ def tasks(name: str, model: LensModel, end: str) -> dict[str, la.Task]:
         return {domain: unlike(task) for domain, task in made.items()}
     every = la.tasks.digits(model, n=1200 if end == "score" else 450, split=split)
     return {str(digit): every.select((every.answers == digit).nonzero()[:, 0]) for digit in DIGITS}
+
+
+def skills(model: LensModel, end: str) -> dict[str, la.Task]:
+    """Skills of tiny-lm by name: training prompts to score on, held-out ones to test on."""
+    split = "train" if end == "score" else "held_out"
+    return {skill: unlike(la.tasks.get(skill)(model, N_PROMPTS, split=split)) for skill in SKILLS}
 
 
 def unlike(task: la.Task) -> la.Task:
@@ -126,14 +134,20 @@ def described(found: la.SelectivePruning) -> Row:
 def measure_cross() -> list[Row]:
     """Cross-pruning of the trained models, and overlap with fresh weights of several seeds."""
     rows: list[Row] = []
-    for name in STEPS:
+    asked = (
+        ("tiny-lm", "domains", partial(tasks, "tiny-lm")),
+        ("tiny-lm", "skills", skills),
+        ("tiny-vit", "digits", partial(tasks, "tiny-vit")),
+    )
+    for name, what, make in asked:
         model = la.load_model(name)
-        scored, tested = (tasks(name, model, end) for end in ("score", "test"))
+        scored, tested = (make(model, end) for end in ("score", "test"))
         for kind in ("abs", "std"):
             found = la.cross_pruning(model, scored, tested, fraction=FRACTION, kind=kind, progress=False)
             rank, p = found.correlation() if len(scored) > 3 else (None, None)
             row: Row = {
                 "model": name,
+                "tasks": what,
                 "kind": kind,
                 "names": list(found.names),
                 "baseline": found.baseline_mean.round(4).tolist(),
@@ -152,7 +166,7 @@ def measure_cross() -> list[Row]:
                 alike = float(pearson(*(torch.from_numpy(of.overlap[apart]) for of in (control, found.overlap))))
                 row["fresh"].append(overlap_row(control) | {"alike": None if np.isnan(alike) else round(alike, 3)})
             rows.append(row)
-            print(name, kind, rank, p, row["trained"], row["fresh"], flush=True)
+            print(name, what, kind, rank, p, row["trained"], row["fresh"], flush=True)
     return rows
 
 
