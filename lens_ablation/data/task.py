@@ -151,7 +151,7 @@ class Task:
 
 
 def joined(tasks: Sequence[Task]) -> Task:
-    """The examples of several tasks one after the other, under the metric and the name of the first.
+    """The examples of several tasks one after the other, under the metric of the first and the names of all.
 
     Shorter rows of tokens are filled up on the right behind a mask. Fields that only some of the tasks have are left
     out, spans too.
@@ -176,7 +176,7 @@ def joined(tasks: Sequence[Task]) -> Task:
             together[name] = _stacked(name, parts)
         elif any(isinstance(part, Tensor) for part in parts):
             together[name] = None
-    return replace(tasks[0], **together)
+    return replace(tasks[0], name=" + ".join(dict.fromkeys(task.name for task in tasks)), **together)
 
 
 def _mask_of(task: Task) -> Bool[Tensor, "example pos"] | Int[Tensor, "example pos"]:

@@ -307,6 +307,8 @@ def test_joined_tasks_are_scored_as_they_were_alone(lm):
     together = joined(parts)
     assert together.n_examples == 12
     assert together.metric is parts[0].metric
+    assert together.name == "facts + ioi + greater_than"
+    assert joined([together, together]).name == together.name
     with torch.inference_mode():
         alone = [part.score(forward(lm, part.inputs, attention_mask=part.attention_mask)) for part in parts]
         found = together.score(forward(lm, together.inputs, attention_mask=together.attention_mask))
