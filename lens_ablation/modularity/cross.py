@@ -24,10 +24,9 @@ from lens_ablation.modularity.importance import EPSILONS, ImportanceKind, import
 from lens_ablation.modularity.overlap import Overlap, overlap
 from lens_ablation.modularity.parts import kept_parts
 from lens_ablation.modularity.prune import require_separate
-from lens_ablation.modularity.use import NeuronUse, neuron_use, require_neurons
+from lens_ablation.modularity.use import NeuronUse, neuron_sites, neuron_use
 from lens_ablation.progress import Progress, progress_bar
-from lens_ablation.selectors import neurons
-from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
+from lens_ablation.sites import Site, SiteSet
 from lens_ablation.studies.correlations import spearman
 from lens_ablation.studies.intervals import weighted_mean
 from lens_ablation.studies.settings import method_settings, study_settings
@@ -225,7 +224,7 @@ def selective_neurons(
     """
     if len(tasks) < 2:
         raise ValueError(f"give two tasks or more by name, got {', '.join(tasks) or 'none'}")
-    chosen = require_neurons(check_sites_exist(neurons(model) if sites is None else as_site_set(sites), model))
+    chosen = neuron_sites(model, sites)
     kept = joined(list(tasks.values())) if retain is None else retain
     settings = {"retain": kept.fingerprint, "sites": chosen.digest, "score": [kind, epsilon], "fraction": fraction}
     parts = kept_parts(model, engine, "neurons", _SET_KIND, settings)
@@ -328,7 +327,7 @@ def cross_pruning(
         engine=engine,
         progress=False,
     )
-    chosen = require_neurons(check_sites_exist(neurons(model) if sites is None else as_site_set(sites), model))
+    chosen = neuron_sites(model, sites)
     flags = np.zeros((len(sets), len(chosen)), dtype=bool)
     for row, one in zip(flags, sets.values(), strict=True):
         row[chosen.places(one)] = True

@@ -24,10 +24,9 @@ from lens_ablation.models.protocol import LensModel
 from lens_ablation.modularity.importance import EPSILONS, ImportanceKind, count_of, importance
 from lens_ablation.modularity.parts import KeptParts, kept_parts
 from lens_ablation.modularity.pruned import MATCHED, RANDOM, SELECTED, SelectivePruning
-from lens_ablation.modularity.use import neuron_use, require_neurons
+from lens_ablation.modularity.use import neuron_sites, neuron_use
 from lens_ablation.progress import Progress, progress_bar
-from lens_ablation.selectors import neurons
-from lens_ablation.sites import Site, SiteSet, as_site_set, check_sites_exist
+from lens_ablation.sites import Site, SiteSet
 from lens_ablation.studies.settings import method_settings, study_settings
 
 _FILE_KIND = "selected-neurons"
@@ -108,7 +107,7 @@ def prune_selectively(
         >>> found.n_removed, found.curves
         ((0, 204, 409), ('selected', 'random', 'random, same layers'))
     """
-    chosen = require_neurons(check_sites_exist(neurons(model) if sites is None else as_site_set(sites), model))
+    chosen = neuron_sites(model, sites)
     count_of(fraction_per_step, len(chosen))
     if steps < 1 or fraction_per_step * steps > 1 + 1e-9 or n_random < 0:
         raise ValueError(

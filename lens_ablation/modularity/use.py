@@ -104,7 +104,7 @@ def neuron_use(
     """
     require_evaluation_mode(model)
     require_positions(positions)
-    chosen = require_neurons(check_sites_exist(neurons(model) if sites is None else as_site_set(sites), model))
+    chosen = neuron_sites(model, sites)
     if batch_size is None:
         batch_size = rows_per_pass(data, model)
     batches = batches_of(data, model, batch_size)
@@ -128,6 +128,16 @@ def neuron_use(
         measurement={"neuron_use": chosen.kind, "without": ablated},
     )
     return _assembled(chosen, recorders, provenance)
+
+
+def neuron_sites(model: LensModel, sites: Site | SiteSet | Iterable[Site] | None) -> SiteSet:
+    """These sites as a set, once they are known to be neurons of the model; all its MLP neurons if none are given.
+
+    Raises:
+        UnknownSite: the model has no such site.
+        ValueError: they are no neurons.
+    """
+    return require_neurons(check_sites_exist(neurons(model) if sites is None else as_site_set(sites), model))
 
 
 def require_neurons(sites: SiteSet) -> SiteSet:

@@ -198,9 +198,8 @@ def enrichment_figure(result: Enrichment) -> go.Figure:
     )
     layers = np.asarray(result.layers)
     for i, name in enumerate(result.names):
-        trace = line(layers, result.z[i], plain(name), i)
-        trace.hovertemplate = f"<b>{plain(name)}</b><br>layer %{{x}}<br>z <b>%{{y:.1f}}</b><extra></extra>"
-        figure.add_trace(trace)
+        hover = f"<b>{plain(name)}</b><br>layer %{{x}}<br>z <b>%{{y:.1f}}</b><extra></extra>"
+        figure.add_trace(line(layers, result.z[i], plain(name), i, hovertemplate=hover))
     figure.add_hrect(y0=-3, y1=3, fillcolor=MUTED, opacity=0.12, line_width=0)
     figure.update_xaxes(title_text="layer", tickvals=layers.tolist(), zeroline=False)
     figure.update_yaxes(title_text="z of concentration (standard deviations)")
@@ -292,9 +291,8 @@ def routing_figure(result: RoutedQuality) -> go.Figure:
     )
     share = 100 * np.asarray(result.kept) / result.n_experts
     for i, name in enumerate(result.splits):
-        trace = line(share, result.mean[i].numpy(), plain(name), i)
-        trace.hovertemplate = f"<b>{plain(name)}</b><br>%{{x:.3g}} % of the experts<br><b>%{{y:.3f}}</b><extra></extra>"
-        figure.add_trace(trace)
+        hover = f"<b>{plain(name)}</b><br>%{{x:.3g}} % of the experts<br><b>%{{y:.3f}}</b><extra></extra>"
+        figure.add_trace(line(share, result.mean[i].numpy(), plain(name), i, hovertemplate=hover))
     untouched = float(weighted_mean(result.baseline.double(), result.weights))
     figure.add_hline(y=untouched, line={"color": MUTED, "dash": "dash", "width": 1.5})
     figure.update_xaxes(title_text="experts used in each layer (%)", rangemode="tozero")
